@@ -1,0 +1,1 @@
+//! What the guest tools share.

@@ -1,0 +1,1 @@
+//! End-to-end scenarios over a real cluster, and the paper's evaluation.
