@@ -227,6 +227,11 @@ impl Gateway {
         self.conns.len()
     }
 
+    /// Is there room for another connection?
+    pub fn has_room(&self) -> bool {
+        self.conns.len() < self.config.max_connections
+    }
+
     /// Takes the next frame for the switch.
     pub fn pop_frame(&mut self) -> Option<Vec<u8>> {
         self.link.out.pop_front()
