@@ -9,3 +9,6 @@ pub mod worker;
 
 /// Virtio devices and the transport under them.
 pub mod devices;
+
+/// Starting a cluster's processes from one description.
+pub mod launch;
