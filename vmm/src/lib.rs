@@ -9,3 +9,6 @@ pub mod worker;
 
 /// Virtio devices and the transport under them.
 pub mod devices;
+
+/// The I/O server: what the cells share with the outside world and with each other.
+pub mod io;
