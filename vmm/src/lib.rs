@@ -12,3 +12,6 @@ pub mod devices;
 
 /// The I/O server: what the cells share with the outside world and with each other.
 pub mod io;
+
+/// Starting a cluster's processes from one description.
+pub mod launch;

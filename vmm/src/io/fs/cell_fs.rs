@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::CreateIn;
@@ -15,9 +15,11 @@ use fuse_backend_rs::api::filesystem::{
 };
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 
+use crate::devices::lock;
+
+use super::FsMetrics;
 use super::coherence::{FileKey, Leases, Versions};
 use super::message::XATTR_MAX;
-use super::metrics::{FsMetrics, add};
 
 type Inode = u64;
 type Handle = u64;
@@ -45,11 +47,6 @@ pub(super) struct Shared {
     pub leases: Mutex<Leases>,
     /// Counters.
     pub metrics: Arc<FsMetrics>,
-}
-
-/// Locks even after a panic of another holder: every table here is whole between any two statements.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One cell's file system.
@@ -167,8 +164,8 @@ impl CellFs {
         let until = changes.iter().flatten().map(|(_, until)| *until).max();
         let Some(wait) = until.map(|until| until.saturating_duration_since(Instant::now())) else { return };
         if !wait.is_zero() {
-            add(&self.shared.metrics.lease_waits_count, 1);
-            add(&self.shared.metrics.lease_wait_us, wait.as_micros() as u64);
+            self.shared.metrics.lease_waits_count.add(1);
+            self.shared.metrics.lease_wait_us.add(wait.as_micros() as u64);
             std::thread::sleep(wait);
         }
     }
@@ -197,10 +194,10 @@ impl CellFs {
             seen.clear();
         }
         if seen.insert(inode, others) == Some(others) {
-            add(&self.shared.metrics.cache_kept_count, 1);
+            self.shared.metrics.cache_kept_count.add(1);
             OpenOptions::KEEP_CACHE
         } else {
-            add(&self.shared.metrics.cache_dropped_count, 1);
+            self.shared.metrics.cache_dropped_count.add(1);
             OpenOptions::empty()
         }
     }

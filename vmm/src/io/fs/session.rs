@@ -15,7 +15,6 @@ use crate::worker::{Exit, Worker};
 
 use super::cell_fs::CellFs;
 use super::message::{self, OUT_HEADER};
-use super::metrics::add;
 use super::{FsError, FsMetrics, Options};
 
 /// FUSE_DESTROY: the server's own answer to it does not say how long it is.
@@ -95,7 +94,7 @@ impl FsSession {
             Some(Err(TrySendError::Full(job) | TrySendError::Disconnected(job))) => job,
             None => return,
         };
-        add(&self.handler.metrics.refused_count, 1);
+        self.handler.metrics.refused_count.add(1);
         (refused.done)(message::error_reply(message::unique_of(&refused.request), libc::ENOBUFS));
     }
 
@@ -115,11 +114,11 @@ impl Drop for FsSession {
 impl Handler {
     fn handle(&self, mut request: Vec<u8>) -> Vec<u8> {
         let metrics = &self.metrics;
-        add(&metrics.requests_count, 1);
-        add(&metrics.request_bytes, request.len() as u64);
+        metrics.requests_count.add(1);
+        metrics.request_bytes.add(request.len() as u64);
         let reply = match message::parse(&request) {
             Err(malformed) => {
-                add(&metrics.malformed_count, 1);
+                metrics.malformed_count.add(1);
                 if malformed.wants_reply {
                     message::error_reply(malformed.unique, libc::EINVAL)
                 } else {
@@ -133,7 +132,7 @@ impl Handler {
                 match catch_unwind(AssertUnwindSafe(|| self.serve(&mut request, head))) {
                     Ok(reply) => reply,
                     Err(_) => {
-                        add(&metrics.panics_count, 1);
+                        metrics.panics_count.add(1);
                         log::error!(
                             "cell {}: the handler of FUSE operation {} panicked",
                             self.cell,
@@ -144,7 +143,7 @@ impl Handler {
                 }
             }
         };
-        add(&metrics.reply_bytes, reply.len() as u64);
+        metrics.reply_bytes.add(reply.len() as u64);
         reply
     }
 
@@ -174,7 +173,7 @@ impl Handler {
                 reply
             }
             None => {
-                add(&self.metrics.malformed_count, 1);
+                self.metrics.malformed_count.add(1);
                 log::debug!(
                     "cell {}: FUSE operation {} not decoded: {:?}",
                     self.cell,
