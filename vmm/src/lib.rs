@@ -9,3 +9,6 @@ pub mod worker;
 
 /// Virtio devices and the transport under them.
 pub mod devices;
+
+/// The KVM machine of one cell.
+pub mod machine;

@@ -79,9 +79,9 @@ impl Terminal {
         });
         if !output.subscribers.is_empty() {
             let piece: Arc<[u8]> = bytes.into();
-            output
-                .subscribers
-                .retain(|subscriber| !matches!(subscriber.try_send(piece.clone()), Err(TrySendError::Disconnected(_))));
+            output.subscribers.retain(|subscriber| {
+                !matches!(subscriber.try_send(piece.clone()), Err(TrySendError::Disconnected(_)))
+            });
         }
         output.history.extend(bytes);
         let over = output.history.len().saturating_sub(HISTORY_BYTES);

@@ -56,8 +56,9 @@ impl VirtioDevice for Console {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { ram, mut queues, interrupt, .. } = activation;
-        let mut take =
-            |index: usize| queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::QueueMissing(index));
+        let mut take = |index: usize| {
+            queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::QueueMissing(index))
+        };
         let (rx, tx) = (take(QUEUE_RX)?, take(QUEUE_TX)?);
         let worker = ConsoleWorker { shared: self.shared.clone(), ram, rx, tx, interrupt };
         self.worker = Some(Worker::spawn("console", &self.exit, move |stop| event_loop::run(stop, worker))?);

@@ -5,8 +5,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::registers as reg;
 use super::MmioInterrupt;
+use super::registers as reg;
 use crate::devices::virtio::{Activation, ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice};
 use crate::guest_warn;
 
@@ -42,7 +42,8 @@ impl MmioTransport {
             .queue_sizes()
             .iter()
             .map(|&size| {
-                let setup = Queue::new(size).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+                let setup =
+                    Queue::new(size).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
                 Ok(Slot { setup, kick: EventFd::new(EFD_NONBLOCK)? })
             })
             .collect::<io::Result<_>>()?;
@@ -104,7 +105,10 @@ impl MmioTransport {
             return;
         }
         if data.len() != 4 || !offset.is_multiple_of(4) {
-            guest_warn!("virtio-mmio: read of {} bytes at {offset:#x} is not an aligned 32-bit access", data.len());
+            guest_warn!(
+                "virtio-mmio: read of {} bytes at {offset:#x} is not an aligned 32-bit access",
+                data.len()
+            );
             return;
         }
         data.copy_from_slice(&self.read_register(offset).to_le_bytes());
@@ -211,7 +215,9 @@ impl MmioTransport {
         if offset == reg::QUEUE_READY {
             queue.set_ready(value == 1);
             if value == 1 && !is_usable(queue, &ram) {
-                guest_warn!("virtio-mmio: queue {index} made ready with an invalid layout; it stays unusable");
+                guest_warn!(
+                    "virtio-mmio: queue {index} made ready with an invalid layout; it stays unusable"
+                );
                 queue.set_ready(false);
             }
             return;
@@ -241,7 +247,10 @@ impl MmioTransport {
         let own = reg::DEVICE_NEEDS_RESET;
         let value = value & !own | self.status & own;
         if value & self.status != self.status {
-            guest_warn!("virtio-mmio: status {value:#x} takes back bits of {:#x}; only a reset can", self.status);
+            guest_warn!(
+                "virtio-mmio: status {value:#x} takes back bits of {:#x}; only a reset can",
+                self.status
+            );
             return;
         }
         let added = value & !self.status;
@@ -269,7 +278,11 @@ impl MmioTransport {
         {
             self.status |= reg::FEATURES_OK;
         } else {
-            guest_warn!("virtio-mmio: features {:#x} are not accepted (status {:#x})", self.driver_features, self.status);
+            guest_warn!(
+                "virtio-mmio: features {:#x} are not accepted (status {:#x})",
+                self.driver_features,
+                self.status
+            );
         }
     }
 

@@ -35,7 +35,8 @@ impl RngWorker {
     /// Fills the writable part of `chain`; returns the bytes written.
     fn fill(&self, chain: &DescriptorChain<GuestRam>) -> u32 {
         let metrics = &self.shared.metrics;
-        let Some(mut writer) = chain.clone().writer(&self.ram).ok().filter(|room| room.available_bytes() > 0) else {
+        let Some(mut writer) = chain.clone().writer(&self.ram).ok().filter(|room| room.available_bytes() > 0)
+        else {
             metrics.malformed_chains_count.inc();
             guest_warn!("rng: a chain has no writable buffer in guest memory");
             return 0;

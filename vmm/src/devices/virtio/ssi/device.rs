@@ -72,15 +72,24 @@ impl VirtioDevice for SsiDevice {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { ram, mut queues, interrupt, .. } = activation;
-        let mut take =
-            |index: usize| queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::QueueMissing(index));
+        let mut take = |index: usize| {
+            queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::QueueMissing(index))
+        };
         let (tx, rx, page) = (take(QUEUE_TX)?, take(QUEUE_RX)?, take(QUEUE_PAGE)?);
-        let messages =
-            MessageWorker::new(self.shared.clone(), self.link.clone(), ram.clone(), tx, rx, interrupt.clone());
+        let messages = MessageWorker::new(
+            self.shared.clone(),
+            self.link.clone(),
+            ram.clone(),
+            tx,
+            rx,
+            interrupt.clone(),
+        );
         let pages = PageWorker::new(self.shared.clone(), self.pages.clone(), ram, page, interrupt.clone())?;
         let cell = self.shared.config.cell;
         let workers = vec![
-            Worker::spawn(&format!("ssi-msg-{cell}"), &self.exit, move |stop| event_loop::run(stop, messages))?,
+            Worker::spawn(&format!("ssi-msg-{cell}"), &self.exit, move |stop| {
+                event_loop::run(stop, messages)
+            })?,
             Worker::spawn(&format!("ssi-page-{cell}"), &self.exit, move |stop| event_loop::run(stop, pages))?,
         ];
         self.workers = workers;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use event_manager::{EventOps, EventSet};
 use ssi_proto::device::{
-    PAGE_ENTRY_BYTES, PAGE_HEADER_BYTES, PAGE_REQUEST_MAX, PAGE_SIZE, PageEntry, PageOp, PageStatus, QUEUE_PAGE,
+    PAGE_ENTRY_BYTES, PAGE_HEADER_BYTES, PAGE_REQUEST_MAX, PAGE_SIZE, PageEntry, PageOp, PageStatus,
+    QUEUE_PAGE,
 };
 use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -96,11 +97,16 @@ impl PageWorker {
 
     /// Reads a request. A malformed one is an error: the number of entries that can be answered, as far as it can be told.
     fn read_request(&self, chain: &DescriptorChain<GuestRam>) -> Result<Request, usize> {
-        let room = chain.clone().writer(&self.ram).map_or(0, |room| room.available_bytes() / 4).min(PAGE_REQUEST_MAX);
+        let room = chain
+            .clone()
+            .writer(&self.ram)
+            .map_or(0, |room| room.available_bytes() / 4)
+            .min(PAGE_REQUEST_MAX);
         let mut reader = chain.clone().reader(&self.ram).map_err(|_| room)?;
         let mut header = [0; PAGE_HEADER_BYTES];
         reader.read_exact(&mut header).map_err(|_| room)?;
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let count = word(4) as usize;
         if count == 0 || count > PAGE_REQUEST_MAX {
             return Err(room);
@@ -211,10 +217,12 @@ impl PageWorker {
         let op = job.op;
         let Some((local, slot @ None)) = job.entries.get_mut(completion.index) else { return false };
         let status = match (op, completion.result) {
-            (PageOp::Fetch, Ok(Some(bytes))) => match self.ram.write_slice(&bytes[..], GuestAddress(*local)) {
-                Ok(()) => PageStatus::Done,
-                Err(_) => PageStatus::Bad,
-            },
+            (PageOp::Fetch, Ok(Some(bytes))) => {
+                match self.ram.write_slice(&bytes[..], GuestAddress(*local)) {
+                    Ok(()) => PageStatus::Done,
+                    Err(_) => PageStatus::Bad,
+                }
+            }
             (PageOp::Fetch, Ok(None)) => PageStatus::Failed,
             (_, Ok(_)) => PageStatus::Done,
             (_, Err(status)) => status,
@@ -234,7 +242,8 @@ impl PageWorker {
     }
 
     fn finish(&mut self, job: &Job) {
-        let statuses: Vec<_> = job.entries.iter().map(|(_, status)| status.unwrap_or(PageStatus::Failed)).collect();
+        let statuses: Vec<_> =
+            job.entries.iter().map(|(_, status)| status.unwrap_or(PageStatus::Failed)).collect();
         self.answer(&job.chain, &statuses);
     }
 

@@ -37,7 +37,9 @@ pub enum SsiError {
         cells: u32,
     },
     /// The address map.
-    #[error("slices of {size:#x} bytes every {stride:#x} bytes: the size is a multiple of {SLICE_ALIGN:#x} and at most the stride")]
+    #[error(
+        "slices of {size:#x} bytes every {stride:#x} bytes: the size is a multiple of {SLICE_ALIGN:#x} and at most the stride"
+    )]
     Slices {
         /// Bytes of a slice.
         size: u64,
@@ -54,7 +56,8 @@ impl SsiConfig {
         if self.cells == 0 || self.cells > MAX_CELLS || self.cell >= self.cells {
             return Err(SsiError::Cells { cell: self.cell, cells: self.cells });
         }
-        let end = u64::from(self.cells).checked_mul(self.slice_stride).and_then(|all| all.checked_add(SLICE0_BASE));
+        let end =
+            u64::from(self.cells).checked_mul(self.slice_stride).and_then(|all| all.checked_add(SLICE0_BASE));
         let sound = self.slice_size > 0 && self.slice_size.is_multiple_of(SLICE_ALIGN) && end.is_some();
         if !sound || self.slice_size > self.slice_stride || !self.slice_stride.is_multiple_of(SLICE_ALIGN) {
             return Err(SsiError::Slices { size: self.slice_size, stride: self.slice_stride });
@@ -124,7 +127,9 @@ impl Shared {
     pub fn config_space(&self) -> [u8; 64] {
         let live = *lock(&self.live);
         let mut space = [0; 64];
-        for (at, word) in [(0x00, MAGIC), (0x04, VERSION), (0x08, self.config.cell), (0x0c, self.config.cells)] {
+        for (at, word) in
+            [(0x00, MAGIC), (0x04, VERSION), (0x08, self.config.cell), (0x0c, self.config.cells)]
+        {
             space[at..at + 4].copy_from_slice(&word.to_le_bytes());
         }
         let words = [

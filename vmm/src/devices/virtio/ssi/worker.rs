@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet};
 use ssi_proto::device::{
-    FLAG_BULK, MESSAGE_HEADER_BYTES, MESSAGE_MAX_BYTES, MessageHeader, PAYLOAD_MAX_BYTES, QUEUE_RX, QUEUE_TX, TxStatus,
+    FLAG_BULK, MESSAGE_HEADER_BYTES, MESSAGE_MAX_BYTES, MessageHeader, PAYLOAD_MAX_BYTES, QUEUE_RX, QUEUE_TX,
+    TxStatus,
 };
 use virtio_queue::{DescriptorChain, QueueT};
 
@@ -181,14 +182,20 @@ impl MessageWorker {
                 self.next = Some(message);
                 break;
             };
-            let room = chain.clone().writer(&self.ram).ok().filter(|room| room.available_bytes() >= MESSAGE_MAX_BYTES);
+            let room = chain
+                .clone()
+                .writer(&self.ram)
+                .ok()
+                .filter(|room| room.available_bytes() >= MESSAGE_MAX_BYTES);
             let written = room.is_some_and(|mut room| room.write_all(&message).is_ok());
             if written {
                 self.shared.metrics.rx_messages_count.inc();
                 self.shared.metrics.rx_bytes.add(message.len() as u64);
             } else {
                 self.shared.metrics.rx_bad_buffers_count.inc();
-                guest_warn!("ssi: a receive buffer is smaller than {MESSAGE_MAX_BYTES} bytes or not writable");
+                guest_warn!(
+                    "ssi: a receive buffer is smaller than {MESSAGE_MAX_BYTES} bytes or not writable"
+                );
             }
             // A message is at most 32768 bytes.
             let len = if written { message.len() as u32 } else { 0 };
