@@ -55,6 +55,8 @@ cp "$(command -v busybox)" "$work/tree/bin/busybox"
 cp "$ssivmm" "$work/tree/bin/ssivmm"
 if gzip -t "$kernel" 2>/dev/null; then gzip -dc "$kernel" >"$work/tree/vmlinux"; else cp "$kernel" "$work/tree/vmlinux"; fi
 cp "$initrd" "$work/tree/initrd"
+# A file travels with the host, which types none of it too early; standard input goes through the host's console.
+[ "$input" = - ] || cat "$input" >"$work/tree/typed"
 # Arguments travel one a line.
 for argument in "$@"; do printf '%s\n' "$argument"; done >"$work/tree/arguments"
 cat >"$work/tree/init" <<'INIT'
@@ -68,7 +70,9 @@ echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled
 set --
 while IFS= read -r argument; do set -- "$@" "$argument"; done </arguments
 echo "dev-lab: host up after $(/bin/busybox cut -d' ' -f1 /proc/uptime) s"
-/bin/ssivmm dev-run --kernel /vmlinux --initrd /initrd "$@"
+typed=/typed
+[ -e $typed ] || typed=/dev/console
+/bin/ssivmm dev-run --kernel /vmlinux --initrd /initrd "$@" <$typed
 echo "dev-lab: exit $?"
 /bin/busybox reboot -f
 INIT
@@ -86,7 +90,7 @@ run() {
         -append "console=ttyS0 quiet tsc_early_khz=$khz tsc=reliable reboot=t panic=-1"
     echo $? >"$work/status"
 }
-if [ "$input" = - ]; then run; else run <"$input"; fi | tee "$work/log"
+if [ "$input" = - ]; then run; else run </dev/null; fi | tee "$work/log"
 status=$(cat "$work/status" 2>/dev/null || echo 1)
 [ "$status" != 124 ] || { echo "dev-lab: time limit of $limit s reached" >&2; exit 124; }
 ended=$(tr -d '\r' <"$work/log" | sed -n 's/^.*dev-lab: exit \([0-9]*\)$/\1/p' | tail -n 1)

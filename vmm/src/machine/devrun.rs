@@ -134,36 +134,55 @@ impl PageService for LocalPages {
     }
 }
 
-/// Standard output, shared by all consoles: each line begins with the label of its console.
-#[derive(Debug, Default)]
-struct Screen {
-    last: Mutex<Option<String>>,
-}
-
+/// One console on standard output: whole lines, each with the label of its console, and what looks like a prompt.
 #[derive(Debug)]
 struct Labelled {
     label: String,
-    screen: Arc<Screen>,
+    line: Vec<u8>,
+    // The label of the line is out already, with a prompt.
+    begun: bool,
+}
+
+/// A line longer than this is broken.
+const LINE_MAX: usize = 4096;
+
+impl Labelled {
+    fn new(label: String) -> Box<Self> {
+        Box::new(Self { label, line: Vec::new(), begun: false })
+    }
+
+    fn show(&mut self) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        if !self.begun {
+            write!(out, "[{}] ", self.label)?;
+        }
+        out.write_all(&self.line)?;
+        self.begun = !self.line.ends_with(b"\n");
+        self.line.clear();
+        out.flush()
+    }
+
+    fn is_prompt(&self) -> bool {
+        [b"# ", b"$ ", b"> ", b": ", b"? "].iter().any(|end| self.line.ends_with(*end))
+    }
 }
 
 impl Write for Labelled {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut unfinished = lock(&self.screen.last);
-        let mut out = io::stdout().lock();
-        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-            match unfinished.as_deref() {
-                Some(label) if label == self.label => {}
-                Some(_) => write!(out, "\n[{}] ", self.label)?,
-                None => write!(out, "[{}] ", self.label)?,
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.line.len() >= LINE_MAX {
+                self.show()?;
             }
-            out.write_all(line)?;
-            *unfinished = (!line.ends_with(b"\n")).then(|| self.label.clone());
+        }
+        if self.is_prompt() {
+            self.show()?;
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stdout().flush()
+        Ok(())
     }
 }
 
@@ -201,7 +220,6 @@ fn regions(args: &DevRunArgs, cell: u32, slices: &[Arc<Mapping>]) -> anyhow::Res
 fn build(args: &DevRunArgs) -> anyhow::Result<Vec<Cell>> {
     let slices = slices(args)?;
     let peers = Arc::new(Peers::default());
-    let screen = Arc::new(Screen::default());
     let epoch_ns = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?;
     let mut cells = Vec::new();
     let mut links = Vec::new();
@@ -219,8 +237,8 @@ fn build(args: &DevRunArgs) -> anyhow::Result<Vec<Cell>> {
         let ssi = SsiDevice::new(config, link.clone(), Arc::new(LocalPages { peers: peers.clone() }), &exit)?;
         let handle = ssi.handle();
         let (serial, hvc) = (Terminal::new(), Terminal::new());
-        serial.add_sink(Box::new(Labelled { label: cell.to_string(), screen: screen.clone() }));
-        hvc.add_sink(Box::new(Labelled { label: format!("{cell} hvc0"), screen: screen.clone() }));
+        serial.add_sink(Labelled::new(cell.to_string()));
+        hvc.add_sink(Labelled::new(format!("{cell} hvc0")));
         let devices: Vec<Box<dyn VirtioDevice>> =
             vec![Box::new(ssi), Box::new(Rng::new(&exit)), Box::new(Console::new(&hvc, &exit)?)];
         let config = Config {
