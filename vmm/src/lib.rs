@@ -12,3 +12,6 @@ pub mod devices;
 
 /// Starting a cluster's processes from one description.
 pub mod launch;
+
+/// Authenticated links between the processes of a cluster.
+pub mod fabric;
