@@ -10,6 +10,9 @@ pub mod worker;
 /// Virtio devices and the transport under them.
 pub mod devices;
 
+/// The I/O server: what the cells share with the outside world and with each other.
+pub mod io;
+
 /// Starting a cluster's processes from one description.
 pub mod launch;
 
