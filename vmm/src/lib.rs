@@ -17,3 +17,6 @@ pub mod io;
 pub mod launch;
 /// The KVM machine of one cell.
 pub mod machine;
+
+/// Authenticated links between the processes of a cluster.
+pub mod fabric;
