@@ -11,17 +11,17 @@ use super::fake::{FakePort, spawn};
 use super::*;
 use crate::worker::{Exit, Worker};
 
-const BODY: &str = "<html><body><h1>It works!</h1></body></html>\n";
+pub(super) const BODY: &str = "<html><body><h1>It works!</h1></body></html>\n";
 
 /// An HTTP/1.0 server: one request, one answer, end.
 #[derive(Default)]
-struct Http {
+pub(super) struct Http {
     open: Vec<(SimSocket, Vec<u8>)>,
     listening: bool,
 }
 
 impl Http {
-    fn serve(&mut self, cell: &mut SimCell, port: u16) {
+    pub(super) fn serve(&mut self, cell: &mut SimCell, port: u16) {
         if !std::mem::replace(&mut self.listening, true) {
             cell.listen(port, 64);
         }
@@ -56,7 +56,7 @@ impl Rig {
     }
 }
 
-fn config(publish: &str) -> NetConfig {
+pub(super) fn config(publish: &str) -> NetConfig {
     NetConfig {
         published: vec![publish.parse().unwrap()],
         seed: Some(1),
@@ -82,7 +82,7 @@ fn rig(mut config: NetConfig, apps: Vec<Box<dyn FnMut(&mut SimCell) + Send>>) ->
     Rig { exit, _cells: cells, service }
 }
 
-fn get(addr: SocketAddr) -> String {
+pub(super) fn get(addr: SocketAddr) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
