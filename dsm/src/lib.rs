@@ -1,10 +1,13 @@
 //! The MSI write-invalidate protocol as a sans-I/O state machine, and the userfaultfd back end that enforces it.
 
-/// Nodes, pages, accesses.
-pub mod types;
-
 /// Guest memory whose page states the kernel enforces.
 #[cfg(target_os = "linux")]
 pub mod memory;
+
+/// The protocol as a pure state machine.
+pub mod protocol;
+
+/// Nodes, pages, accesses.
+pub mod types;
 
 pub use types::{Access, NodeId, PageNo};
