@@ -1,5 +1,8 @@
 //! The MSI write-invalidate protocol as a sans-I/O state machine, and the userfaultfd back end that enforces it.
 
+/// Protocol and back end put together, without threads.
+pub mod driver;
+
 /// Guest memory whose page states the kernel enforces.
 #[cfg(target_os = "linux")]
 pub mod memory;
@@ -9,5 +12,8 @@ pub mod protocol;
 
 /// Nodes, pages, accesses.
 pub mod types;
+
+/// Messages as bytes.
+pub mod wire;
 
 pub use types::{Access, NodeId, PageNo};
