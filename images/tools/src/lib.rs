@@ -2,6 +2,7 @@
 
 pub mod cmdline;
 pub mod exec;
+pub mod kernel;
 pub mod network;
 pub mod processes;
 pub mod users;

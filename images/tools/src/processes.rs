@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use ssi_proto::request::Process;
 
+use crate::kernel::process_facts;
+
 /// Every process that this cell's `/proc` shows. One that ends meanwhile is left out.
 ///
 /// # Errors
@@ -29,7 +31,7 @@ fn read(proc: &Path, pid: u32, cell: u32) -> Option<Process> {
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
     let (comm, fields) = split_stat(&stat)?;
     let command = fs::read(folder.join("cmdline")).ok().and_then(|raw| command_line(&raw));
-    let moved = Moved::read(&proc.join("ssi").join(pid.to_string()).join("stat"), cell);
+    let moved = Moved::read(proc, pid, cell);
     Some(Process {
         pid,
         ppid: fields.get(1)?.parse().ok()?,
@@ -67,20 +69,12 @@ struct Moved {
 
 impl Moved {
     /// A process without an entry was born here and never moved.
-    fn read(path: &Path, cell: u32) -> Self {
-        Self::parse(&fs::read_to_string(path).unwrap_or_default(), cell)
+    fn read(proc: &Path, pid: u32, cell: u32) -> Self {
+        Self::from_facts(&process_facts(proc, pid, "stat"), cell)
     }
 
-    fn parse(text: &str, cell: u32) -> Self {
-        let number = |key: &str| -> Option<u64> {
-            text.lines()
-                .filter_map(|line| line.split_once(':'))
-                .find(|l| l.0.trim() == key)?
-                .1
-                .trim()
-                .parse()
-                .ok()
-        };
+    fn from_facts(facts: &[(String, String)], cell: u32) -> Self {
+        let number = |key: &str| -> Option<u64> { facts.iter().find(|fact| fact.0 == key)?.1.parse().ok() };
         Self {
             home: number("home").and_then(|n| u32::try_from(n).ok()).unwrap_or(cell),
             deputy: number("deputy").is_some_and(|n| n != 0),
@@ -110,9 +104,11 @@ mod tests {
 
     #[test]
     fn where_a_process_was_born_and_how_often_it_moved() {
-        let deputy = Moved::parse("home: 0\nnode: 1\nmoves: 3\ndeputy: 1\n", 0);
-        assert_eq!(deputy, Moved { home: 0, deputy: true, moves: 3 });
-        assert_eq!(Moved::parse("", 2), Moved { home: 2, deputy: false, moves: 0 });
+        let proc = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(proc.path().join("ssi/42")).unwrap();
+        std::fs::write(proc.path().join("ssi/42/stat"), "home: 0\nnode: 1\nmoves: 3\ndeputy: 1\n").unwrap();
+        assert_eq!(Moved::read(proc.path(), 42, 2), Moved { home: 0, deputy: true, moves: 3 });
+        assert_eq!(Moved::read(proc.path(), 43, 2), Moved { home: 2, deputy: false, moves: 0 });
     }
 
     #[test]

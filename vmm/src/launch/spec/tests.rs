@@ -30,7 +30,8 @@ fn a_description_reads_back_as_it_was_written() {
 #[test]
 fn every_bound_of_a_description_is_checked() {
     assert_eq!(spec().check(), Ok(()));
-    let bad: &[(fn(&mut ClusterSpec), &str)] = &[
+    type Change = fn(&mut ClusterSpec);
+    let bad: &[(Change, &str)] = &[
         (|s| s.nodes = 0, "0 nodes"),
         (|s| s.nodes = 65, "1 to 64"),
         (|s| s.vcpus = 0, "0 virtual CPUs"),
