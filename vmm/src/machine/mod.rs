@@ -27,5 +27,5 @@ mod vcpu;
 mod vm;
 
 pub use error::MachineError;
-pub use memory::{Mapping, RamKind, RamRegion, guest_ram};
+pub use memory::{Mapping, RamKind, RamRegion};
 pub use vm::{Config, End, Machine};

@@ -9,8 +9,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::Bus;
 use super::layout::{EBDA_START, MMIO_BASE, MMIO_DEVICES_MAX, MMIO_IRQ, MMIO_WINDOW, TSS_ADDRESS};
+use super::memory::guest_ram;
 use super::vcpu::{Vcpu, VcpuThread};
-use super::{MachineError, RamKind, RamRegion, boot, cpu, guest_ram, mptable};
+use super::{MachineError, RamKind, RamRegion, boot, cpu, mptable};
 use crate::devices::lock;
 use crate::devices::serial::{COM1_IRQ, Com1};
 use crate::devices::terminal::Terminal;
@@ -99,7 +100,9 @@ impl Machine {
         devices: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<Self, MachineError> {
         check(config, &regions, devices.len())?;
-        let ram = guest_ram(&regions)?;
+        // SAFETY: the machine keeps the regions until after its devices and vCPUs are gone, and for ever if anybody else
+        // still holds the memory then (`drop`).
+        let ram = unsafe { guest_ram(&regions) }?;
         let cmdline = full_cmdline(&config.cmdline, devices.len());
         let entry = load(config, &ram, &regions, &cmdline)?;
         Self::assemble(config, regions, ram, devices, entry)
