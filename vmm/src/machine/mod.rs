@@ -21,6 +21,8 @@ pub mod layout;
 mod memory;
 /// MultiProcessor Specification tables.
 mod mptable;
+#[cfg(test)]
+mod tests;
 /// A vCPU and its thread.
 mod vcpu;
 /// The machine.
