@@ -10,5 +10,13 @@ pub mod worker;
 /// Virtio devices and the transport under them.
 pub mod devices;
 
+/// The I/O server: what the cells share with the outside world and with each other.
+pub mod io;
+
+/// Starting a cluster's processes from one description.
+pub mod launch;
 /// The KVM machine of one cell.
 pub mod machine;
+
+/// Authenticated links between the processes of a cluster.
+pub mod fabric;
