@@ -23,12 +23,12 @@ fn write_user_tables(ram: &crate::devices::virtio::GuestRam) {
     const HUGE: u64 = 1 << 7;
     let put = |value: u64, at: u64| ram.write_obj(value, GuestAddress(at)).unwrap();
     let base = layout::PAGE_TABLES;
-    put(base + 0x1000 | USER, base);
+    put((base + 0x1000) | USER, base);
     for (n, gib) in [(0, 0_u64), (1, 3), (2, 4)] {
         let directory = base + 0x2000 + n * 0x1000;
         put(directory | USER, base + 0x1000 + 8 * gib);
         for index in 0..512 {
-            put(gib << 30 | index << 21 | USER | HUGE, directory + 8 * index);
+            put((gib << 30) | (index << 21) | USER | HUGE, directory + 8 * index);
         }
     }
 }
