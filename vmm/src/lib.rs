@@ -18,3 +18,9 @@ pub mod launch;
 
 /// Authenticated links between the processes of a cluster.
 pub mod fabric;
+
+/// The controller of a cluster, and asking it.
+pub mod control;
+
+/// The long-lived processes: I/O server and node.
+pub mod runtime;
