@@ -15,6 +15,8 @@ pub mod io;
 
 /// Starting a cluster's processes from one description.
 pub mod launch;
+/// The KVM machine of one cell.
+pub mod machine;
 
 /// Authenticated links between the processes of a cluster.
 pub mod fabric;

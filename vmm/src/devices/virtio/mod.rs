@@ -4,8 +4,15 @@
 /// Console: one port, hvc0.
 pub mod console;
 mod device;
+/// A driver's side of a ring, for tests.
+#[cfg(test)]
+pub(crate) mod driver;
+/// A file system that somebody else serves.
+pub mod fs;
 /// The mmio transport (section 4.2).
 pub mod mmio;
+/// A network card.
+pub mod net;
 /// What every device does with a ring.
 pub mod ring;
 /// Entropy.
@@ -15,5 +22,7 @@ pub mod ssi;
 /// A driver's side of the queues, for tests.
 #[cfg(test)]
 pub(crate) mod testing;
+/// Stream connections between host and guest.
+pub mod vsock;
 
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice};

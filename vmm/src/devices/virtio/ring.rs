@@ -19,3 +19,25 @@ pub fn wants_interrupt(queue: &mut Queue, ram: &GuestRam) -> bool {
         true
     })
 }
+
+/// VIRTIO_F_INDIRECT_DESC.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// VIRTIO_F_EVENT_IDX.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+
+/// The queue was found empty: asks the driver to notify what comes from now on. True if something came meanwhile, so that
+/// the device has to look again.
+pub fn look_again(queue: &mut Queue, ram: &GuestRam) -> bool {
+    queue.enable_notification(&**ram).unwrap_or_else(|error| {
+        guest_warn!("virtio: the driver cannot be asked for notifications: {error}");
+        false
+    })
+}
+
+/// Reads `data` at `offset` of a configuration space of `config`; beyond its end are zeroes.
+pub fn config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let tail = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or(&[]);
+    let len = tail.len().min(data.len());
+    data[..len].copy_from_slice(&tail[..len]);
+    data[len..].fill(0);
+}
