@@ -26,3 +26,6 @@ pub mod control;
 
 /// The long-lived processes: I/O server and node.
 pub mod runtime;
+
+/// The command line.
+pub mod cli;
