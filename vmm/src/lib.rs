@@ -20,3 +20,12 @@ pub mod machine;
 
 /// Authenticated links between the processes of a cluster.
 pub mod fabric;
+
+/// The controller of a cluster, and asking it.
+pub mod control;
+
+/// The long-lived processes: I/O server and node.
+pub mod runtime;
+
+/// The command line.
+pub mod cli;
