@@ -9,3 +9,6 @@ pub mod worker;
 
 /// Virtio devices and the transport under them.
 pub mod devices;
+
+/// The emulated host, for machines whose KVM cannot run a kernel.
+pub mod lab;
