@@ -17,6 +17,9 @@ struct page;
 /* Most bytes of a request's or a response's body. */
 #define SSI_RPC_MAX	32000
 
+/* Most threads that handle requests; at most so many handlers run, or sleep, at once. */
+#define SSI_RPC_THREADS	256
+
 /* Operations. One block per slice; the number is part of the wire format. */
 enum ssi_op {
 	SSI_OP_PING		= 0x0001,
@@ -44,7 +47,7 @@ struct ssi_request {
  */
 typedef ssize_t (*ssi_handler_t)(struct ssi_request *req);
 
-/* At init time only. */
+/* At init time only: before device_initcall, which is when messages begin to arrive. */
 void ssi_rpc_register(u16 op, ssi_handler_t handler);
 
 /*

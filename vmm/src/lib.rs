@@ -12,3 +12,13 @@ pub mod devices;
 
 /// The emulated host, for machines whose KVM cannot run a kernel.
 pub mod lab;
+/// The I/O server: what the cells share with the outside world and with each other.
+pub mod io;
+
+/// Starting a cluster's processes from one description.
+pub mod launch;
+/// The KVM machine of one cell.
+pub mod machine;
+
+/// Authenticated links between the processes of a cluster.
+pub mod fabric;
