@@ -1,10 +1,6 @@
-//! What this machine can do.
-use super::Outcome;
+use super::{Outcome, exit};
 
 /// `doctor`.
-///
-/// # Errors
-/// none
-pub fn run(_json: bool) -> Outcome {
-    Ok(0)
+pub fn run(json: bool) -> Outcome {
+    Ok(if crate::doctor::command(json)? == 0 { 0 } else { exit::MACHINE })
 }
