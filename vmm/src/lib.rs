@@ -20,3 +20,6 @@ pub mod machine;
 
 /// Authenticated links between the processes of a cluster.
 pub mod fabric;
+
+/// Guest memory that is coherent over the nodes.
+pub mod dsm;
