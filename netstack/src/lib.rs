@@ -45,8 +45,13 @@ pub mod switch;
 /// The user-mode gateway.
 pub mod gateway;
 
+mod fin;
+
 /// Switch and gateway, joined.
 pub mod stack;
+
+/// A simulated cell, for tests and benchmarks.
+pub mod sim;
 
 pub use smoltcp::time::{Duration, Instant};
 pub use smoltcp::wire::EthernetAddress;

@@ -10,8 +10,12 @@ pub mod worker;
 /// Virtio devices and the transport under them.
 pub mod devices;
 
+/// What this machine can do for a cluster.
+pub mod doctor;
 /// The I/O server: what the cells share with the outside world and with each other.
 pub mod io;
+/// The emulated host, for machines whose KVM cannot run a kernel.
+pub mod lab;
 
 /// Starting a cluster's processes from one description.
 pub mod launch;

@@ -204,12 +204,14 @@ impl RamRegion {
     }
 }
 
-/// Guest memory over `regions`, which must outlive it: the caller keeps them until every user of it is gone
-/// ([`super::Machine`] does).
+/// Guest memory over `regions`.
 ///
 /// # Errors
 /// If there is no region, one is not page-aligned, or two overlap.
-pub fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, MachineError> {
+///
+/// # Safety
+/// The regions (or clones of them) are kept until the last clone of the result is gone.
+pub(super) unsafe fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, MachineError> {
     let bad =
         |why: &dyn std::fmt::Display| MachineError::Config(format!("guest memory cannot be laid out: {why}"));
     let mut sorted: Vec<&RamRegion> = regions.iter().collect();
@@ -224,7 +226,7 @@ pub fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, MachineError> {
         }
         let len = usize::try_from(region.len).map_err(|error| bad(&error))?;
         let mapping: Result<_, MmapRegionError> =
-            // SAFETY: the region's owner keeps the range mapped, and is kept by whoever uses the result.
+            // SAFETY: the region's owner keeps the range mapped, and the caller the region.
             unsafe { MmapRegionBuilder::new(len).with_raw_mmap_pointer(region.host as *mut u8) }
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .build();
@@ -246,7 +248,8 @@ mod tests {
         let mapping = Mapping::anonymous(ALIGN + 4096).unwrap();
         assert!((mapping.as_ptr() as usize).is_multiple_of(ALIGN));
         let region = RamRegion::new(0, RamKind::Low, Arc::new(mapping));
-        let ram = guest_ram(std::slice::from_ref(&region)).unwrap();
+        // SAFETY: the region is declared before the memory, and dropped after it.
+        let ram = unsafe { guest_ram(std::slice::from_ref(&region)) }.unwrap();
         let last = GuestAddress(region.len() - 8);
         assert_eq!(ram.read_obj::<u64>(last).unwrap(), 0);
         ram.write_obj(7_u64, last).unwrap();
@@ -257,18 +260,21 @@ mod tests {
     fn regions_that_overlap_or_are_not_whole_pages_are_refused() {
         let mapping = Arc::new(Mapping::anonymous(8192).unwrap());
         let at = |gpa| RamRegion::new(gpa, RamKind::Low, mapping.clone());
-        assert!(guest_ram(&[at(0), at(8192)]).is_ok());
-        assert!(guest_ram(&[at(8192), at(0)]).is_ok(), "in any order");
+        // SAFETY: the mapping outlives the result.
+        let laid_out = |regions: &[RamRegion]| unsafe { guest_ram(regions) }.is_ok();
+        assert!(laid_out(&[at(0), at(8192)]));
+        assert!(laid_out(&[at(8192), at(0)]), "in any order");
         for bad in [vec![], vec![at(0), at(4096)], vec![at(2048)]] {
-            assert!(guest_ram(&bad).is_err(), "{bad:?}");
+            assert!(!laid_out(&bad), "{bad:?}");
         }
     }
 
     #[test]
     fn machines_that_share_a_mapping_see_each_others_writes() {
         let mapping = Arc::new(Mapping::anonymous(4096).unwrap());
-        let one = guest_ram(&[RamRegion::new(0x1000, RamKind::Own, mapping.clone())]).unwrap();
-        let other = guest_ram(&[RamRegion::new(0x1000, RamKind::Window, mapping.clone())]).unwrap();
+        // SAFETY: the mapping is declared first, and dropped last.
+        let at = |kind| unsafe { guest_ram(&[RamRegion::new(0x1000, kind, mapping.clone())]) }.unwrap();
+        let (one, other) = (at(RamKind::Own), at(RamKind::Window));
         one.write_obj(9_u8, GuestAddress(0x1fff)).unwrap();
         assert_eq!(other.read_obj::<u8>(GuestAddress(0x1fff)).unwrap(), 9);
     }
