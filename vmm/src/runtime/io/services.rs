@@ -1,6 +1,8 @@
-//! What the I/O server serves to every node, over the fabric: files.
+//! What the I/O server serves to every node, over the fabric: files and the network.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::Context;
@@ -9,6 +11,7 @@ use super::Services;
 use super::root::mount_root;
 use crate::fabric::{Class, Fabric, Handler, Handlers, Header, Kind, Peer, Violation};
 use crate::io::fs::{FsServer, FsSession, Options};
+use crate::io::net::{FramePort, NetConfig, NetHandle, NetService, Publish};
 use crate::launch::ClusterSpec;
 use crate::worker::Exit;
 
@@ -53,13 +56,43 @@ impl Handler for Files {
     }
 }
 
-/// Files, and the network, of a cluster.
-pub struct IoServices {
-    files: Arc<Files>,
+/// Takes frames of the network service to the cells' cards.
+struct Cards(Weak<Fabric>);
+
+impl fmt::Debug for Cards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cards").finish_non_exhaustive()
+    }
 }
 
-impl std::fmt::Debug for IoServices {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl FramePort for Cards {
+    fn deliver(&self, cell: u32, frame: Vec<u8>) {
+        if let Some(fabric) = self.0.upgrade() {
+            // Never waits; what finds no room is dropped and counted there. A node that died takes no frames.
+            let _ = fabric.send(Peer::Node(cell), Class::Frame, Kind::Net, 0, &[&frame]);
+        }
+    }
+}
+
+/// Frames of cells, for the network service.
+struct Frames(NetHandle);
+
+impl Handler for Frames {
+    fn message(&self, from: Peer, _: Class, header: Header, payload: &[u8]) -> Result<(), Violation> {
+        let Peer::Node(cell) = from else { return Err(Violation(format!("{:?} from {from}", header.kind))) };
+        self.0.input(cell, payload.to_vec());
+        Ok(())
+    }
+}
+
+/// Files and network of a cluster.
+pub struct IoServices {
+    files: Arc<Files>,
+    net: NetService,
+}
+
+impl fmt::Debug for IoServices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoServices").finish_non_exhaustive()
     }
 }
@@ -78,20 +111,33 @@ impl IoServices {
             sessions.insert(node, Arc::new(session));
         }
         let files = Arc::new(Files { fabric: Arc::downgrade(fabric), sessions: Mutex::new(sessions) });
-        let watched = files.clone();
+        let net = start_net(spec, fabric, exit)?;
+        let (watched, cards) = (files.clone(), net.handle().clone());
         fabric.membership().on_death(move |death| {
             if let Peer::Node(node) = death.peer {
+                cards.cell_down(node);
                 // What it held open is closed.
                 let gone = watched.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
                 drop(gone);
             }
         });
-        Ok(Box::new(Self { files }))
+        Ok(Box::new(Self { files, net }))
     }
+}
+
+fn start_net(spec: &ClusterSpec, fabric: &Arc<Fabric>, exit: &Exit) -> anyhow::Result<NetService> {
+    let published = spec.publish.iter().map(|ports| Publish {
+        bind: IpAddr::V4(ports.address),
+        host_port: ports.host,
+        guest_port: ports.guest,
+    });
+    let config = NetConfig { cells: spec.nodes, published: published.collect(), ..NetConfig::default() };
+    NetService::start(&config, Arc::new(Cards(Arc::downgrade(fabric))), exit).context("the network service")
 }
 
 impl Services for IoServices {
     fn handlers(&self, handlers: Handlers) -> Handlers {
-        handlers.with(Class::Fs, self.files.clone())
+        let frames = Frames(self.net.handle().clone());
+        handlers.with(Class::Fs, self.files.clone()).with(Class::Frame, Arc::new(frames))
     }
 }

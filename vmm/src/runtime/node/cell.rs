@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use ssi_dsm::NodeId;
 
 use super::fetch::Fetch;
 use super::memory::Memory;
@@ -22,6 +23,7 @@ use crate::devices::virtio::net::{Net, NetConfig};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::ssi::{SsiConfig, SsiDevice, SsiHandle};
 use crate::devices::virtio::vsock::{Vsock, VsockHandle};
+use crate::dsm::FabricLink;
 use crate::fabric::stream::wait_readable;
 use crate::fabric::{Class, Handler, Handlers, View};
 use crate::launch::ClusterSpec;
@@ -76,6 +78,7 @@ impl MachineCell {
     pub fn new(parts: Parts<'_>) -> anyhow::Result<Arc<dyn Cell>> {
         let Parts { spec, node, fabric, outcome, exit } = parts;
         let memory = Memory::new(spec, node).context("guest memory")?;
+        memory.dsm().start(Arc::new(FabricLink::new(fabric)), exit)?;
         let (fetch, fetch_worker) = Fetch::start(fabric, spec.nodes, memory.clone(), exit)?;
         let config = SsiConfig {
             cell: node,
@@ -152,6 +155,7 @@ fn streams(vsock: VsockHandle, serial: &Terminal, exit: &Exit) -> Streams {
 impl Cell for MachineCell {
     fn handlers(&self, handlers: Handlers) -> Handlers {
         handlers
+            .with(Class::Page, self.memory.dsm().clone())
             .with(Class::Fetch, self.fetch.clone())
             .with(Class::Bulk, self.deliver.clone())
             .with(Class::Frame, self.frames.clone())
@@ -179,6 +183,9 @@ impl Cell for MachineCell {
     }
 
     fn changed(&self, dead: u32, view: View) {
+        if let Ok(dead) = u16::try_from(dead) {
+            self.memory.dsm().node_died(NodeId(dead));
+        }
         self.fetch.died(dead);
         self.ssi.set_alive(view.alive);
     }
