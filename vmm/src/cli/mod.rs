@@ -13,8 +13,6 @@ use crate::machine::devrun;
 mod bench;
 /// Serial consoles.
 mod console;
-/// What this machine can do.
-pub mod doctor;
 /// `down`.
 mod down;
 /// `exec`.
@@ -164,6 +162,12 @@ enum Command {
     /// Boot cells in one process, joined by function calls (for kernel developers)
     #[command(hide = true)]
     DevRun(devrun::DevRunArgs),
+    /// PID 1 of an emulated host
+    #[command(hide = true)]
+    LabInit,
+    /// The work of an emulated host
+    #[command(hide = true)]
+    LabRun,
     /// Write the manual pages
     #[command(hide = true)]
     Man {
@@ -327,7 +331,7 @@ pub fn main() -> ExitCode {
         Command::Console { cell } => console::run(cell, cluster),
         Command::Down => down::run(cluster),
         Command::List(json) => show::list(json.json),
-        Command::Doctor(json) => doctor::run(json.json),
+        Command::Doctor(json) => crate::doctor::command(json.json).map_err(Into::into),
         Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),
@@ -336,6 +340,8 @@ pub fn main() -> ExitCode {
             Ok(false) => Ok(exit::FAILED),
             Err(error) => Err(error.into()),
         },
+        Command::LabInit => crate::lab::init::pid1(),
+        Command::LabRun => crate::lab::init::run().map(|()| 0).map_err(Into::into),
         Command::Man { dir } => man::run(Cli::command(), &dir),
     };
     match outcome {
