@@ -33,3 +33,5 @@ pub mod runtime;
 
 /// The command line.
 pub mod cli;
+/// Guest memory that is coherent over the nodes.
+pub mod dsm;

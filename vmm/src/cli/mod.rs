@@ -159,6 +159,12 @@ enum Command {
         #[arg(long)]
         node: u32,
     },
+    /// PID 1 of an emulated host
+    #[command(hide = true)]
+    LabInit,
+    /// The work of an emulated host, started by its PID 1
+    #[command(hide = true)]
+    LabRun,
     /// Boot cells in one process, joined by function calls (for kernel developers)
     #[command(hide = true)]
     DevRun(devrun::DevRunArgs),
@@ -204,9 +210,6 @@ pub struct UpArgs {
     /// Where the nodes run
     #[arg(long, value_enum, default_value_t = Host::Auto)]
     host: Host,
-    /// Build everything anew
-    #[arg(long)]
-    rebuild: bool,
     /// Give up if the cells are not up after this many seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     timeout: u64,
@@ -316,14 +319,17 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let long_lived = matches!(cli.command, Command::Io(_) | Command::Node { .. } | Command::DevRun(_));
+    let long_lived = matches!(
+        cli.command,
+        Command::Io(_) | Command::Node { .. } | Command::LabInit | Command::LabRun | Command::DevRun(_)
+    );
     let level = if long_lived { "info" } else { "error" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
     let cluster =
         cli.cluster.or_else(|| std::env::var("SSIVMM_CLUSTER").ok().filter(|name| !name.is_empty()));
     let cluster = cluster.as_deref();
     let outcome = match cli.command {
-        Command::Up(args) => up::run(args, cluster),
+        Command::Up(args) => up::run(&args, cluster),
         Command::Status(json) => show::status(cluster, json.json),
         Command::Ps(args) => show::ps(cluster, args.json.json, args.all),
         Command::Exec(args) => exec::run(args, cluster),
@@ -335,6 +341,8 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),
+        Command::LabInit => crate::lab::init::pid1(),
+        Command::LabRun => up::lab_run(),
         Command::DevRun(args) => match devrun::run(&args) {
             Ok(true) => Ok(0),
             Ok(false) => Ok(exit::FAILED),

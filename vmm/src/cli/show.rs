@@ -1,6 +1,6 @@
-use ssi_proto::request::{Process, Request, Status};
+use ssi_proto::request::{NodeStatus, Process, Request, Status};
 
-use super::state::{State, ask};
+use super::state::{State, ask, refusal};
 use super::{Fail, Outcome};
 
 fn print_json<T: serde::Serialize>(record: &T) -> Result<(), Fail> {
@@ -27,20 +27,29 @@ fn human(bytes: u64) -> String {
 
 /// `status`.
 pub fn status(cluster: Option<&str>, json: bool) -> Outcome {
-    let status: Status = ask(cluster, &Request::Status)?;
+    let (client, record) = State::open()?.session(cluster)?;
+    let mut status: Status = client.ask(&Request::Status).map_err(refusal)?;
+    // As this machine sees them: inside an emulated host they are others.
+    status.publish = record.spec.publish.iter().map(ToString::to_string).collect();
     if json {
         print_json(&status)?;
-        return Ok(0);
+    } else {
+        say(&describe(&status))?;
     }
+    Ok(0)
+}
+
+/// The cluster in a line and a table.
+pub fn describe(status: &Status) -> String {
     let ports = if status.publish.is_empty() { "none".to_owned() } else { status.publish.join(", ") };
-    say(&format!(
-        "cluster {} on {}, up {} s, published ports: {ports}",
+    let head = format!(
+        "cluster {} on {}, up {} s, published ports: {ports}\n\
+         NODE STATE    VCPUS   MEMORY  VMM USES  PROCESSES  FROM ELSEWHERE",
         status.name, status.host, status.uptime_s
-    ))?;
-    say("NODE STATE    VCPUS   MEMORY  VMM USES  PROCESSES  FROM ELSEWHERE")?;
-    for node in &status.nodes {
-        say(&format!(
-            "{:>4} {:<8} {:>6} {:>8} {:>9} {:>10} {:>15}",
+    );
+    let line = |node: &NodeStatus| {
+        format!(
+            "\n{:>4} {:<8} {:>6} {:>8} {:>9} {:>10} {:>15}",
             node.node,
             node.state,
             node.vcpus,
@@ -48,9 +57,9 @@ pub fn status(cluster: Option<&str>, json: bool) -> Outcome {
             human(node.vmm_overhead_bytes),
             node.processes,
             node.guests
-        ))?;
-    }
-    Ok(0)
+        )
+    };
+    status.nodes.iter().map(line).fold(head, |text, line| text + &line)
 }
 
 /// `ps`.

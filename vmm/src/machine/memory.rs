@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use ssi_dsm::memory::{SliceKind, SliceMemory};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -163,6 +164,16 @@ impl RamRegion {
         Ok(Self::new(0, RamKind::Low, Arc::new(Mapping::anonymous(len).map_err(failed)?)))
     }
 
+    /// A slice that the DSM keeps coherent, as guest memory at `gpa`. Whoever serves its faults goes on doing so until the
+    /// machine has stopped: a vCPU or a device may be waiting for a page.
+    pub fn slice(gpa: u64, slice: Arc<SliceMemory>) -> Self {
+        let kind = match slice.kind() {
+            SliceKind::Own => RamKind::Own,
+            SliceKind::Window => RamKind::Window,
+        };
+        Self { gpa, len: slice.size() as u64, kind, host: slice.guest_addr() as usize, _keep: slice }
+    }
+
     /// `len` bytes at `host` as guest memory at `gpa`: for memory that another part of the process maps.
     ///
     /// # Safety
@@ -238,6 +249,31 @@ pub(super) unsafe fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, Machin
     Ok(Arc::new(ram))
 }
 
+/// Bytes of this process's memory that are resident and not in one of `regions`: what the VMM itself costs.
+///
+/// # Errors
+/// If `/proc/self/smaps` cannot be read.
+pub fn resident_beyond(regions: &[RamRegion]) -> io::Result<u64> {
+    Ok(sum_resident(&std::fs::read_to_string("/proc/self/smaps")?, regions))
+}
+
+/// Sums `Rss` over the mappings of an smaps text that do not begin in one of `regions`.
+fn sum_resident(smaps: &str, regions: &[RamRegion]) -> u64 {
+    let (mut total, mut counts) = (0, true);
+    for line in smaps.lines() {
+        if let Some(kib) = line.strip_prefix("Rss:") {
+            let kib: u64 = kib.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+            total += if counts { kib << 10 } else { 0 };
+        } else if let Some(start) =
+            line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok())
+        {
+            let inside = |region: &RamRegion| (region.host()..region.host() + region.len()).contains(&start);
+            counts = !regions.iter().any(inside);
+        }
+    }
+    total
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +290,20 @@ mod tests {
         assert_eq!(ram.read_obj::<u64>(last).unwrap(), 0);
         ram.write_obj(7_u64, last).unwrap();
         assert_eq!(ram.read_obj::<u64>(last).unwrap(), 7);
+    }
+
+    #[test]
+    fn resident_memory_of_the_guest_is_not_the_vmms() {
+        let mapping = Arc::new(Mapping::anonymous(4096).unwrap());
+        let region = RamRegion::new(0, RamKind::Low, mapping);
+        let (start, end) = (region.host(), region.host() + region.len());
+        let text = format!(
+            "{start:x}-{end:x} rw-p 00000000 00:00 0\nSize: 4 kB\nRss:  4 kB\n\
+             {end:x}-{:x} rw-p 00000000 00:00 0 [heap]\nRss:     8 kB\nPss: 8 kB\n",
+            end + 8192
+        );
+        assert_eq!(sum_resident(&text, &[region]), 8192);
+        assert_eq!(sum_resident(&text, &[]), 12288);
     }
 
     #[test]

@@ -29,5 +29,5 @@ mod vcpu;
 mod vm;
 
 pub use error::MachineError;
-pub use memory::{Mapping, RamKind, RamRegion};
+pub use memory::{Mapping, RamKind, RamRegion, resident_beyond};
 pub use vm::{Config, End, Machine};

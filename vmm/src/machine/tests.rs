@@ -1,9 +1,11 @@
 //! The machine under the KVM of this host, with guests of a few instructions at CPL 3: those run natively also where KVM
 //! interprets kernel code. A host without KVM cannot run these tests, and they say so by failing.
 
+use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
+use ssi_dsm::memory::{SliceFault, SliceKind, SliceMemory};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::vm::assemble_for_test;
@@ -35,6 +37,16 @@ fn write_user_tables(ram: &crate::devices::virtio::GuestRam) {
 
 /// A machine whose first vCPU runs `code` at CPL 3, with I/O privileges.
 fn machine(code: &[u8], vcpus: u8, devices: Vec<Box<dyn VirtioDevice>>) -> (Machine, Terminal, Exit) {
+    let window = Arc::new(Mapping::anonymous(2 << 20).unwrap());
+    machine_with(code, vcpus, devices, RamRegion::new(WINDOW, RamKind::Window, window))
+}
+
+fn machine_with(
+    code: &[u8],
+    vcpus: u8,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    window: RamRegion,
+) -> (Machine, Terminal, Exit) {
     let (serial, exit) = (Terminal::new(), Exit::new().unwrap());
     let config = Config {
         name: "test".to_owned(),
@@ -45,8 +57,7 @@ fn machine(code: &[u8], vcpus: u8, devices: Vec<Box<dyn VirtioDevice>>) -> (Mach
         serial: serial.clone(),
         exit: exit.clone(),
     };
-    let window = Arc::new(Mapping::anonymous(2 << 20).unwrap());
-    let regions = vec![RamRegion::low(16 << 20).unwrap(), RamRegion::new(WINDOW, RamKind::Window, window)];
+    let regions = vec![RamRegion::low(16 << 20).unwrap(), window];
     let machine = assemble_for_test(&config, regions, devices, |fd, ram| {
         write_user_tables(ram);
         ram.write_slice(code, GuestAddress(CODE)).unwrap();
@@ -141,6 +152,52 @@ fn a_window_is_memory_for_the_guest() {
     wait(&exit);
     let ram = machine.ram().unwrap();
     assert_eq!(ram.read_obj::<u32>(GuestAddress(WINDOW + 0x1000)).unwrap(), 0x5353);
+}
+
+/// Waits until an access to the window waits for its page.
+fn next_fault(window: &SliceMemory) -> SliceFault {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    // SAFETY: the descriptor is open as long as the window is borrowed.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(window.as_raw_fd()) };
+    loop {
+        poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+        if let Some(fault) = window.faults(1).unwrap().pop() {
+            return fault;
+        }
+    }
+}
+
+#[test]
+fn a_guest_waits_for_a_page_of_a_window_and_goes_on_when_it_is_there() {
+    let window = Arc::new(SliceMemory::new(2 << 20, SliceKind::Window).unwrap());
+    // mov rax, 4 GiB; mov ecx, [rax + 0x1000]; mov [DATA], ecx
+    let mut code = vec![0x48, 0xb8, 0, 0, 0, 0, 1, 0, 0, 0, 0x8b, 0x88, 0, 0x10, 0, 0, 0x89, 0x0c, 0x25];
+    code.extend_from_slice(&(DATA as u32).to_le_bytes());
+    code.extend_from_slice(&RESET);
+    let (mut machine, _, exit) = machine_with(&code, 1, Vec::new(), RamRegion::slice(WINDOW, window.clone()));
+    machine.run().unwrap();
+    let fault = next_fault(&window);
+    assert_eq!(fault.index, 1);
+    assert!(!exit.is_triggered());
+    let mut page = [0; 4096];
+    page[..4].copy_from_slice(&0x1234_5678_u32.to_le_bytes());
+    window.store(1, &page).unwrap();
+    window.install(1, fault.access).unwrap();
+    wait(&exit);
+    assert_eq!(machine.end(), Some(End::Reset));
+    assert_eq!(machine.ram().unwrap().read_obj::<u32>(GuestAddress(DATA)).unwrap(), 0x1234_5678);
+}
+
+#[test]
+fn stop_gets_a_vcpu_out_of_its_wait_for_a_page() {
+    let window = Arc::new(SliceMemory::new(2 << 20, SliceKind::Window).unwrap());
+    // mov rax, 4 GiB; mov ecx, [rax]
+    let code = [&[0x48, 0xb8, 0, 0, 0, 0, 1, 0, 0, 0, 0x8b, 0x08][..], &SPIN].concat();
+    let (mut machine, _, _) = machine_with(&code, 1, Vec::new(), RamRegion::slice(WINDOW, window.clone()));
+    machine.run().unwrap();
+    next_fault(&window);
+    machine.stop();
+    assert_eq!(machine.end(), Some(End::Stopped));
 }
 
 #[derive(Debug)]

@@ -157,7 +157,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops vCPUs and devices: their threads have ended on return. Idempotent.
+    /// Stops vCPUs and devices: their threads have ended on return. Idempotent. Whoever brings pages of a slice to this
+    /// machine must still do so: a device that waits for one ends when it is there.
     pub fn stop(&mut self) {
         self.ending.set(End::Stopped);
         // All are told before the first is waited for.
@@ -167,7 +168,8 @@ impl Machine {
         self.bus.reset();
     }
 
-    /// How it ended, once it has.
+    /// How it ended, once it has. `None` although [`Config::exit`] is triggered: a worker of a device failed, and said
+    /// why in the log.
     pub fn end(&self) -> Option<End> {
         lock(&self.ending.end).clone()
     }
@@ -175,6 +177,11 @@ impl Machine {
     /// Guest memory.
     pub fn ram(&self) -> Option<&GuestRam> {
         self.ram.as_ref()
+    }
+
+    /// Its guest memory, region by region.
+    pub fn regions(&self) -> &[RamRegion] {
+        &self.regions
     }
 
     /// The KVM virtual machine.
