@@ -170,6 +170,12 @@ enum Command {
     /// Boot cells in one process, joined by function calls (for kernel developers)
     #[command(hide = true)]
     DevRun(devrun::DevRunArgs),
+    /// PID 1 of an emulated host
+    #[command(hide = true)]
+    LabInit,
+    /// The work of an emulated host
+    #[command(hide = true)]
+    LabRun,
     /// Write the manual pages
     #[command(hide = true)]
     Man {
@@ -344,6 +350,8 @@ pub fn main() -> ExitCode {
             Ok(false) => Ok(exit::FAILED),
             Err(error) => Err(error.into()),
         },
+        Command::LabInit => crate::lab::init::pid1(),
+        Command::LabRun => crate::lab::init::run().map(|()| 0).map_err(Into::into),
         Command::Man { dir } => man::run(Cli::command(), &dir),
     };
     match outcome {
