@@ -170,12 +170,6 @@ enum Command {
     /// Boot cells in one process, joined by function calls (for kernel developers)
     #[command(hide = true)]
     DevRun(devrun::DevRunArgs),
-    /// PID 1 of an emulated host
-    #[command(hide = true)]
-    LabInit,
-    /// The work of an emulated host
-    #[command(hide = true)]
-    LabRun,
     /// Write the manual pages
     #[command(hide = true)]
     Man {
@@ -343,8 +337,6 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),
-        Command::LabInit => crate::lab::init::pid1(),
-        Command::LabRun => up::lab_run(),
         Command::DevRun(args) => match devrun::run(&args) {
             Ok(true) => Ok(0),
             Ok(false) => Ok(exit::FAILED),
