@@ -24,6 +24,15 @@ const FLUSH_BYTES: usize = 256;
 const DATA: u8 = 0;
 const IER: u8 = 1;
 const IIR: u8 = 2;
+const LCR: u8 = 3;
+const MCR: u8 = 4;
+
+/// IER: interrupt when data has been received.
+const RECEIVE_INTERRUPT: u8 = 1;
+/// LCR: registers 0 and 1 are the divisor.
+const DIVISOR_LATCH: u8 = 0x80;
+/// MCR: the port talks to itself.
+const LOOP_BACK: u8 = 0x10;
 
 struct Line(EventFd);
 
@@ -89,12 +98,11 @@ impl Com1 {
         com1
     }
 
-    /// Fills the receive FIFO with waiting input, as far as it goes.
+    /// Fills the receive FIFO with waiting input, as far as it goes. A driver that does not want receive interrupts is
+    /// setting the port up, and clears what it finds: then, and in loop-back mode, input waits.
     fn feed(&self, uart: &mut Serial<Line, vm_superio::serial::NoEvents, Burst>) {
-        // In loop-back mode the port is testing itself: input waits.
-        const MCR: u8 = 4;
-        const LOOP: u8 = 0x10;
-        if uart.read(MCR) & LOOP != 0 || uart.fifo_capacity() == 0 {
+        let listening = uart.read(LCR) & DIVISOR_LATCH == 0 && uart.read(IER) & RECEIVE_INTERRUPT != 0;
+        if !listening || uart.read(MCR) & LOOP_BACK != 0 || uart.fifo_capacity() == 0 {
             return;
         }
         let bytes = self.terminal.take_input(uart.fifo_capacity());
@@ -121,7 +129,7 @@ impl Com1 {
         if let Err(error) = uart.write(offset, value) {
             log::error!("COM1: write failed: {error:?}");
         }
-        if offset == IER {
+        if matches!(offset, IER | LCR | MCR) {
             uart.writer_mut().hand_on();
             self.feed(&mut uart);
         }
@@ -157,6 +165,15 @@ mod tests {
         assert!(live.try_recv().is_err());
         com1.read(IIR);
         assert_eq!(&live.try_recv().unwrap()[..], b"# ");
+    }
+
+    #[test]
+    fn input_waits_until_the_driver_wants_it() {
+        let (com1, terminal, _line) = port();
+        terminal.push_input(b"ab");
+        assert_eq!(com1.read(DATA), 0, "a driver that sets the port up reads nothing away");
+        com1.write(IER, RECEIVE_INTERRUPT);
+        assert_eq!((com1.read(DATA), com1.read(DATA)), (b'a', b'b'));
     }
 
     #[test]

@@ -150,7 +150,9 @@ pub(super) fn write_tables(ram: &GuestMemoryMmap<()>) -> Result<(), MachineError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Mapping, guest_ram};
+    use crate::devices::virtio::GuestRam;
+    use crate::machine::Mapping;
+    use crate::machine::memory::guest_ram;
     use std::io::Write;
     use std::sync::Arc;
 
@@ -163,6 +165,13 @@ mod tests {
             RamRegion::new(5 << 30, RamKind::Own, slice),
             RamRegion::low(32 * MIB).unwrap(),
         ]
+    }
+
+    fn memory() -> (Vec<RamRegion>, GuestRam) {
+        let regions = regions();
+        // SAFETY: the test keeps the regions, and drops the memory, declared after them, first.
+        let ram = unsafe { guest_ram(&regions) }.unwrap();
+        (regions, ram)
     }
 
     #[test]
@@ -182,7 +191,7 @@ mod tests {
 
     #[test]
     fn parameters_name_command_line_and_initrd() {
-        let ram = guest_ram(&regions()).unwrap();
+        let (_regions, ram) = memory();
         write_params(&ram, "quiet", Some((0x20_0000, 77)), &e820(&regions())).unwrap();
         // Offsets of boot.rst: cmd_line_ptr 0x228, ramdisk_image 0x218, ramdisk_size 0x21c.
         let word = |at: u64| ram.read_obj::<u32>(GuestAddress(ZERO_PAGE + at)).unwrap();
@@ -195,14 +204,14 @@ mod tests {
 
     #[test]
     fn a_command_line_that_is_too_long_is_refused() {
-        let ram = guest_ram(&regions()).unwrap();
+        let (_regions, ram) = memory();
         let error = write_params(&ram, &"x".repeat(CMDLINE_MAX + 1), None, &[]).unwrap_err();
         assert!(error.to_string().contains("2048 bytes"), "{error}");
     }
 
     #[test]
     fn an_initrd_lies_at_the_end_of_low_ram_or_is_refused() {
-        let ram = guest_ram(&regions()).unwrap();
+        let (_regions, ram) = memory();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[7; 5000]).unwrap();
         let (start, len) = load_initrd(&ram, file.path(), 2 * MIB, 32 * MIB).unwrap();
@@ -214,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_is_no_elf_file_is_refused_by_name() {
-        let ram = guest_ram(&regions()).unwrap();
+        let (_regions, ram) = memory();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[0; 512]).unwrap();
         let error = load_kernel(&ram, file.path()).unwrap_err().to_string();

@@ -17,7 +17,7 @@ use ssi_proto::device::{PAGE_SIZE, PageOp, PageStatus, SLICE_ALIGN, SLICE0_BASE,
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::slice_stride;
-use super::{Config, End, Machine, Mapping, RamKind, RamRegion};
+use super::{Config, End, Machine, Mapping, RamKind, RamRegion, resident_beyond};
 use crate::devices::lock;
 use crate::devices::terminal::{Terminal, Waker};
 use crate::devices::virtio::VirtioDevice;
@@ -345,6 +345,13 @@ pub fn run(args: &DevRunArgs) -> anyhow::Result<bool> {
     }
     while cells.iter().any(|cell| !cell.ended) {
         wait_for_an_end(&mut cells)?;
+    }
+    let regions: Vec<_> = cells.iter().flat_map(|cell| cell.machine.regions().iter().cloned()).collect();
+    match resident_beyond(&regions) {
+        Ok(bytes) => {
+            log::info!("resident beyond the guests' memory: {} KiB for {} cells", bytes >> 10, cells.len())
+        }
+        Err(error) => log::warn!("resident memory cannot be told: {error}"),
     }
     for (index, cell) in cells.iter().enumerate() {
         let counters: Vec<_> =

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use ssi_dsm::memory::{SliceKind, SliceMemory};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -163,6 +164,16 @@ impl RamRegion {
         Ok(Self::new(0, RamKind::Low, Arc::new(Mapping::anonymous(len).map_err(failed)?)))
     }
 
+    /// A slice that the DSM keeps coherent, as guest memory at `gpa`. Whoever serves its faults goes on doing so until the
+    /// machine has stopped: a vCPU or a device may be waiting for a page.
+    pub fn slice(gpa: u64, slice: Arc<SliceMemory>) -> Self {
+        let kind = match slice.kind() {
+            SliceKind::Own => RamKind::Own,
+            SliceKind::Window => RamKind::Window,
+        };
+        Self { gpa, len: slice.size() as u64, kind, host: slice.guest_addr() as usize, _keep: slice }
+    }
+
     /// `len` bytes at `host` as guest memory at `gpa`: for memory that another part of the process maps.
     ///
     /// # Safety
@@ -204,12 +215,14 @@ impl RamRegion {
     }
 }
 
-/// Guest memory over `regions`, which must outlive it: the caller keeps them until every user of it is gone
-/// ([`super::Machine`] does).
+/// Guest memory over `regions`.
 ///
 /// # Errors
 /// If there is no region, one is not page-aligned, or two overlap.
-pub fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, MachineError> {
+///
+/// # Safety
+/// The regions (or clones of them) are kept until the last clone of the result is gone.
+pub(super) unsafe fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, MachineError> {
     let bad =
         |why: &dyn std::fmt::Display| MachineError::Config(format!("guest memory cannot be laid out: {why}"));
     let mut sorted: Vec<&RamRegion> = regions.iter().collect();
@@ -224,7 +237,7 @@ pub fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, MachineError> {
         }
         let len = usize::try_from(region.len).map_err(|error| bad(&error))?;
         let mapping: Result<_, MmapRegionError> =
-            // SAFETY: the region's owner keeps the range mapped, and is kept by whoever uses the result.
+            // SAFETY: the region's owner keeps the range mapped, and the caller the region.
             unsafe { MmapRegionBuilder::new(len).with_raw_mmap_pointer(region.host as *mut u8) }
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .build();
@@ -234,6 +247,31 @@ pub fn guest_ram(regions: &[RamRegion]) -> Result<GuestRam, MachineError> {
     }
     let ram = GuestMemoryMmap::from_regions(mapped).map_err(|error| bad(&error))?;
     Ok(Arc::new(ram))
+}
+
+/// Bytes of this process's memory that are resident and not in one of `regions`: what the VMM itself costs.
+///
+/// # Errors
+/// If `/proc/self/smaps` cannot be read.
+pub fn resident_beyond(regions: &[RamRegion]) -> io::Result<u64> {
+    Ok(sum_resident(&std::fs::read_to_string("/proc/self/smaps")?, regions))
+}
+
+/// Sums `Rss` over the mappings of an smaps text that do not begin in one of `regions`.
+fn sum_resident(smaps: &str, regions: &[RamRegion]) -> u64 {
+    let (mut total, mut counts) = (0, true);
+    for line in smaps.lines() {
+        if let Some(kib) = line.strip_prefix("Rss:") {
+            let kib: u64 = kib.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+            total += if counts { kib << 10 } else { 0 };
+        } else if let Some(start) =
+            line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok())
+        {
+            let inside = |region: &RamRegion| (region.host()..region.host() + region.len()).contains(&start);
+            counts = !regions.iter().any(inside);
+        }
+    }
+    total
 }
 
 #[cfg(test)]
@@ -246,7 +284,8 @@ mod tests {
         let mapping = Mapping::anonymous(ALIGN + 4096).unwrap();
         assert!((mapping.as_ptr() as usize).is_multiple_of(ALIGN));
         let region = RamRegion::new(0, RamKind::Low, Arc::new(mapping));
-        let ram = guest_ram(std::slice::from_ref(&region)).unwrap();
+        // SAFETY: the region is declared before the memory, and dropped after it.
+        let ram = unsafe { guest_ram(std::slice::from_ref(&region)) }.unwrap();
         let last = GuestAddress(region.len() - 8);
         assert_eq!(ram.read_obj::<u64>(last).unwrap(), 0);
         ram.write_obj(7_u64, last).unwrap();
@@ -254,21 +293,38 @@ mod tests {
     }
 
     #[test]
+    fn resident_memory_of_the_guest_is_not_the_vmms() {
+        let mapping = Arc::new(Mapping::anonymous(4096).unwrap());
+        let region = RamRegion::new(0, RamKind::Low, mapping);
+        let (start, end) = (region.host(), region.host() + region.len());
+        let text = format!(
+            "{start:x}-{end:x} rw-p 00000000 00:00 0\nSize: 4 kB\nRss:  4 kB\n\
+             {end:x}-{:x} rw-p 00000000 00:00 0 [heap]\nRss:     8 kB\nPss: 8 kB\n",
+            end + 8192
+        );
+        assert_eq!(sum_resident(&text, &[region]), 8192);
+        assert_eq!(sum_resident(&text, &[]), 12288);
+    }
+
+    #[test]
     fn regions_that_overlap_or_are_not_whole_pages_are_refused() {
         let mapping = Arc::new(Mapping::anonymous(8192).unwrap());
         let at = |gpa| RamRegion::new(gpa, RamKind::Low, mapping.clone());
-        assert!(guest_ram(&[at(0), at(8192)]).is_ok());
-        assert!(guest_ram(&[at(8192), at(0)]).is_ok(), "in any order");
+        // SAFETY: the mapping outlives the result.
+        let laid_out = |regions: &[RamRegion]| unsafe { guest_ram(regions) }.is_ok();
+        assert!(laid_out(&[at(0), at(8192)]));
+        assert!(laid_out(&[at(8192), at(0)]), "in any order");
         for bad in [vec![], vec![at(0), at(4096)], vec![at(2048)]] {
-            assert!(guest_ram(&bad).is_err(), "{bad:?}");
+            assert!(!laid_out(&bad), "{bad:?}");
         }
     }
 
     #[test]
     fn machines_that_share_a_mapping_see_each_others_writes() {
         let mapping = Arc::new(Mapping::anonymous(4096).unwrap());
-        let one = guest_ram(&[RamRegion::new(0x1000, RamKind::Own, mapping.clone())]).unwrap();
-        let other = guest_ram(&[RamRegion::new(0x1000, RamKind::Window, mapping.clone())]).unwrap();
+        // SAFETY: the mapping is declared first, and dropped last.
+        let at = |kind| unsafe { guest_ram(&[RamRegion::new(0x1000, kind, mapping.clone())]) }.unwrap();
+        let (one, other) = (at(RamKind::Own), at(RamKind::Window));
         one.write_obj(9_u8, GuestAddress(0x1fff)).unwrap();
         assert_eq!(other.read_obj::<u8>(GuestAddress(0x1fff)).unwrap(), 9);
     }

@@ -21,11 +21,13 @@ pub mod layout;
 mod memory;
 /// MultiProcessor Specification tables.
 mod mptable;
+#[cfg(test)]
+mod tests;
 /// A vCPU and its thread.
 mod vcpu;
 /// The machine.
 mod vm;
 
 pub use error::MachineError;
-pub use memory::{Mapping, RamKind, RamRegion, guest_ram};
+pub use memory::{Mapping, RamKind, RamRegion, resident_beyond};
 pub use vm::{Config, End, Machine};

@@ -53,7 +53,10 @@ impl Kicker {
 }
 
 /// While it lives, the kicker has a target.
-struct Occupied<'a>(&'a Kicker);
+struct Occupied<'a> {
+    kicker: &'a Kicker,
+    immediate_exit: *const AtomicU8,
+}
 
 impl<'a> Occupied<'a> {
     /// Registers the calling thread, which owns `fd` and drops it after the result.
@@ -63,13 +66,19 @@ impl<'a> Occupied<'a> {
         // SAFETY: no preconditions.
         let thread = unsafe { libc::pthread_self() };
         *lock(&kicker.0) = Some(Target { thread, immediate_exit });
-        Self(kicker)
+        Self { kicker, immediate_exit }
+    }
+
+    /// A kick has arrived: the next one sets the flag again.
+    fn acknowledge(&self) {
+        // SAFETY: the mapping of `kvm_run` outlives `self`.
+        unsafe { &*self.immediate_exit }.store(0, Ordering::SeqCst);
     }
 }
 
 impl Drop for Occupied<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.0) = None;
+        *lock(&self.kicker.0) = None;
     }
 }
 
@@ -101,9 +110,25 @@ impl Drop for VcpuThread {
     }
 }
 
+/// Says at the end of a vCPU thread, however it comes, how the machine ended.
+struct LastWord {
+    ending: Arc<Ending>,
+    // None: the thread was told to stop.
+    end: Option<End>,
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(end) = self.end.take() {
+            self.ending.set(end);
+        }
+    }
+}
+
 /// What one run of the guest came to.
 enum Turn {
     GoOn,
+    Kicked,
     End(End),
 }
 
@@ -123,10 +148,9 @@ impl Vcpu {
         let exit = ending.exit.clone();
         let worker = Worker::spawn(name, &exit, move |stop| {
             let Self { id, mut fd } = self;
-            let end = run(id, &mut fd, &inner, &bus, stop);
-            if let Some(end) = end {
-                ending.set(end);
-            }
+            let mut last_word =
+                LastWord { ending, end: Some(End::Failed(format!("the thread of vCPU {id} panicked"))) };
+            last_word.end = run(id, &mut fd, &inner, &bus, stop);
             Ok(())
         })
         .map_err(MachineError::io("vCPU thread"))?;
@@ -136,10 +160,11 @@ impl Vcpu {
 
 /// Runs the guest until it ends, or `stop`; says how it ended, if it did.
 fn run(id: u8, fd: &mut VcpuFd, kicker: &Kicker, bus: &Bus, stop: &Stop) -> Option<End> {
-    let _occupied = Occupied::new(kicker, fd);
+    let occupied = Occupied::new(kicker, fd);
     while !stop.is_triggered() {
         match turn(id, fd, bus) {
             Turn::GoOn => {}
+            Turn::Kicked => occupied.acknowledge(),
             Turn::End(end) => return Some(end),
         }
     }
@@ -170,9 +195,7 @@ fn turn(id: u8, fd: &mut VcpuFd, bus: &Bus) -> Turn {
         Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return Turn::End(End::Reset),
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Turn::GoOn,
         Err(error) if matches!(error.errno(), EINTR | EAGAIN) => {
-            // A kick: the caller looks whether it is to stop. One that comes after this sets the flag again.
-            fd.set_kvm_immediate_exit(0);
-            return Turn::GoOn;
+            return Turn::Kicked;
         }
         Ok(VcpuExit::InternalError) => "KVM_EXIT_INTERNAL_ERROR".to_owned(),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {

@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex};
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::Bus;
 use super::layout::{EBDA_START, MMIO_BASE, MMIO_DEVICES_MAX, MMIO_IRQ, MMIO_WINDOW, TSS_ADDRESS};
+use super::memory::guest_ram;
 use super::vcpu::{Vcpu, VcpuThread};
-use super::{MachineError, RamKind, RamRegion, boot, cpu, guest_ram, mptable};
+use super::{MachineError, RamKind, RamRegion, boot, cpu, mptable};
 use crate::devices::lock;
 use crate::devices::serial::{COM1_IRQ, Com1};
 use crate::devices::terminal::Terminal;
@@ -99,10 +100,12 @@ impl Machine {
         devices: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<Self, MachineError> {
         check(config, &regions, devices.len())?;
-        let ram = guest_ram(&regions)?;
+        // SAFETY: the machine keeps the regions until after its devices and vCPUs are gone, and for ever if anybody else
+        // still holds the memory then (`drop`).
+        let ram = unsafe { guest_ram(&regions) }?;
         let cmdline = full_cmdline(&config.cmdline, devices.len());
         let entry = load(config, &ram, &regions, &cmdline)?;
-        Self::assemble(config, regions, ram, devices, entry)
+        Self::assemble(config, regions, ram, devices, |vcpu, _| cpu::set_boot_state(vcpu, entry))
     }
 
     fn assemble(
@@ -110,14 +113,17 @@ impl Machine {
         regions: Vec<RamRegion>,
         ram: GuestRam,
         devices: Vec<Box<dyn VirtioDevice>>,
-        entry: u64,
+        boot: impl FnOnce(&VcpuFd, &GuestRam) -> Result<(), MachineError>,
     ) -> Result<Self, MachineError> {
         let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
         let vm = create_vm(&kvm)?;
         add_memory(&vm, &regions)?;
         let com1 = wire_serial(&vm, &config.serial)?;
         let windows = wire_devices(&vm, devices, &ram)?;
-        let waiting = create_vcpus(&kvm, &vm, config.vcpus, entry)?;
+        let waiting = create_vcpus(&kvm, &vm, config.vcpus)?;
+        if let Some(first) = waiting.first() {
+            boot(&first.fd, &ram)?;
+        }
         Ok(Self {
             name: config.name.clone(),
             running: Vec::new(),
@@ -151,7 +157,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops vCPUs and devices: their threads have ended on return. Idempotent.
+    /// Stops vCPUs and devices: their threads have ended on return. Idempotent. Whoever brings pages of a slice to this
+    /// machine must still do so: a device that waits for one ends when it is there.
     pub fn stop(&mut self) {
         self.ending.set(End::Stopped);
         // All are told before the first is waited for.
@@ -161,7 +168,8 @@ impl Machine {
         self.bus.reset();
     }
 
-    /// How it ended, once it has.
+    /// How it ended, once it has. `None` although [`Config::exit`] is triggered: a worker of a device failed, and said
+    /// why in the log.
     pub fn end(&self) -> Option<End> {
         lock(&self.ending.end).clone()
     }
@@ -169,6 +177,11 @@ impl Machine {
     /// Guest memory.
     pub fn ram(&self) -> Option<&GuestRam> {
         self.ram.as_ref()
+    }
+
+    /// Its guest memory, region by region.
+    pub fn regions(&self) -> &[RamRegion] {
+        &self.regions
     }
 
     /// The KVM virtual machine.
@@ -293,7 +306,7 @@ fn wire_devices(
     Ok(windows)
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcpu>, MachineError> {
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Vcpu>, MachineError> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(MachineError::kvm("reading the supported CPUID"))?;
@@ -305,10 +318,23 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcpu>
             cpu::fit_cpuid(&mut cpuid, id, count, tsc_deadline);
             fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("setting CPUID"))?;
             cpu::set_common_state(&fd)?;
-            if id == 0 {
-                cpu::set_boot_state(&fd, entry)?;
-            }
             Ok(Vcpu { id, fd })
         })
         .collect()
+}
+
+/// A machine without a kernel, whose first vCPU `boot` prepares.
+#[cfg(test)]
+pub(super) fn assemble_for_test(
+    config: &Config,
+    regions: Vec<RamRegion>,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    boot: impl FnOnce(&VcpuFd, &GuestRam),
+) -> Result<Machine, MachineError> {
+    // SAFETY: as in `Machine::new`.
+    let ram = unsafe { guest_ram(&regions) }?;
+    Machine::assemble(config, regions, ram, devices, |vcpu, ram| {
+        boot(vcpu, ram);
+        Ok(())
+    })
 }

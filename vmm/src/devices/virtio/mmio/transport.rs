@@ -7,14 +7,51 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::MmioInterrupt;
 use super::registers as reg;
+use crate::devices::event_loop::drain;
 use crate::devices::virtio::{Activation, ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice};
 use crate::guest_warn;
 
 /// One queue as the driver sets it up, and the event that a notification of it triggers.
 #[derive(Debug)]
 struct Slot {
-    setup: Queue,
+    max: u16,
+    size: u32,
+    desc: u64,
+    avail: u64,
+    used: u64,
+    ready: bool,
     kick: EventFd,
+}
+
+impl Slot {
+    fn new(max: u16) -> io::Result<Self> {
+        let kick = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Self { max, size: u32::from(max), desc: 0, avail: 0, used: 0, ready: false, kick })
+    }
+
+    fn reset(&mut self) {
+        (self.size, self.desc, self.avail, self.used, self.ready) = (u32::from(self.max), 0, 0, 0, false);
+        drain(&self.kick);
+    }
+
+    /// The queue, if its size and its three parts are what section 2.7 allows and lie in guest memory.
+    fn queue(&self, ram: &GuestRam) -> Option<Queue> {
+        let size =
+            u16::try_from(self.size).ok().filter(|size| size.is_power_of_two() && *size <= self.max)?;
+        let n = usize::from(size);
+        let holds = |start: u64, align: u64, len: usize| {
+            start != 0 && start.is_multiple_of(align) && ram.get_slice(GuestAddress(start), len).is_ok()
+        };
+        let sound =
+            holds(self.desc, 16, 16 * n) && holds(self.avail, 2, 6 + 2 * n) && holds(self.used, 4, 6 + 8 * n);
+        let mut queue = Queue::new(self.max).ok().filter(|_| sound)?;
+        queue.try_set_size(size).ok()?;
+        queue.try_set_desc_table_address(GuestAddress(self.desc)).ok()?;
+        queue.try_set_avail_ring_address(GuestAddress(self.avail)).ok()?;
+        queue.try_set_used_ring_address(GuestAddress(self.used)).ok()?;
+        queue.set_ready(true);
+        Some(queue)
+    }
 }
 
 /// A device in its window: the register file of section 4.2.2 and the initialisation sequence of section 3.1.
@@ -38,15 +75,10 @@ impl MmioTransport {
     /// # Errors
     /// If no eventfd can be had, or the device names a queue size that is not a power of two up to 32768.
     pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam) -> io::Result<Self> {
-        let slots = device
-            .queue_sizes()
-            .iter()
-            .map(|&size| {
-                let setup =
-                    Queue::new(size).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-                Ok(Slot { setup, kick: EventFd::new(EFD_NONBLOCK)? })
-            })
-            .collect::<io::Result<_>>()?;
+        for &max in device.queue_sizes() {
+            Queue::new(max).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        }
+        let slots = device.queue_sizes().iter().map(|&max| Slot::new(max)).collect::<io::Result<_>>()?;
         let interrupt = Arc::new(MmioInterrupt::new(EventFd::new(EFD_NONBLOCK)?));
         Ok(Self {
             device,
@@ -74,10 +106,7 @@ impl MmioTransport {
     /// Resets the device: its threads have ended on return. Also what the end of the machine does.
     pub fn reset(&mut self) {
         self.device.reset();
-        for slot in &mut self.slots {
-            slot.setup.reset();
-            crate::devices::event_loop::drain(&slot.kick);
-        }
+        self.slots.iter_mut().for_each(Slot::reset);
         self.interrupt.reset();
         self.status = 0;
         self.device_features_sel = 0;
@@ -121,8 +150,8 @@ impl MmioTransport {
             reg::DEVICE_ID => self.device.device_id(),
             reg::VENDOR_ID => reg::VENDOR,
             reg::DEVICE_FEATURES => half(self.offered(), self.device_features_sel),
-            reg::QUEUE_NUM_MAX => self.selected().map_or(0, |slot| u32::from(slot.setup.max_size())),
-            reg::QUEUE_READY => self.selected().map_or(0, |slot| u32::from(slot.setup.ready())),
+            reg::QUEUE_NUM_MAX => self.selected().map_or(0, |slot| u32::from(slot.max)),
+            reg::QUEUE_READY => self.selected().map_or(0, |slot| u32::from(slot.ready)),
             reg::INTERRUPT_STATUS => self.interrupt.status(),
             reg::STATUS => self.status,
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
@@ -181,11 +210,7 @@ impl MmioTransport {
             guest_warn!("virtio-mmio: DriverFeatures written outside feature negotiation");
             return;
         }
-        match self.driver_features_sel {
-            0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
-            1 => self.driver_features = self.driver_features & 0xffff_ffff | u64::from(value) << 32,
-            _ => {}
-        }
+        set_half(&mut self.driver_features, self.driver_features_sel, value);
     }
 
     fn notify(&mut self, index: u32) {
@@ -211,30 +236,27 @@ impl MmioTransport {
             guest_warn!("virtio-mmio: set-up of queue {index}, which does not exist");
             return;
         };
-        let queue = &mut slot.setup;
         if offset == reg::QUEUE_READY {
-            queue.set_ready(value == 1);
-            if value == 1 && !is_usable(queue, &ram) {
+            slot.ready = value == 1 && slot.queue(&ram).is_some();
+            if value == 1 && !slot.ready {
                 guest_warn!(
                     "virtio-mmio: queue {index} made ready with an invalid layout; it stays unusable"
                 );
-                queue.set_ready(false);
             }
             return;
         }
-        if queue.ready() {
+        if slot.ready {
             guest_warn!("virtio-mmio: queue register {offset:#x} written while queue {index} is ready");
             return;
         }
         match offset {
-            // A size that is 0, over the maximum or no power of two is refused by the queue.
-            reg::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
-            reg::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            reg::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            reg::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
-            reg::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            reg::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
-            _ => queue.set_used_ring_address(None, Some(value)),
+            reg::QUEUE_NUM => slot.size = value,
+            reg::QUEUE_DESC_LOW => set_low(&mut slot.desc, value),
+            reg::QUEUE_DESC_HIGH => set_high(&mut slot.desc, value),
+            reg::QUEUE_DRIVER_LOW => set_low(&mut slot.avail, value),
+            reg::QUEUE_DRIVER_HIGH => set_high(&mut slot.avail, value),
+            reg::QUEUE_DEVICE_LOW => set_low(&mut slot.used, value),
+            _ => set_high(&mut slot.used, value),
         }
     }
 
@@ -303,13 +325,12 @@ impl MmioTransport {
         let event_idx = self.driver_features & reg::F_RING_EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.slots.len());
         for slot in &self.slots {
-            queues.push(if slot.setup.ready() {
-                let mut queue = Queue::try_from(slot.setup.state())?;
+            let queue = if slot.ready { slot.queue(&self.ram) } else { None };
+            let active = queue.map(|mut queue| -> io::Result<_> {
                 queue.set_event_idx(event_idx);
-                Some(ActiveQueue { queue, kick: slot.kick.try_clone()? })
-            } else {
-                None
+                Ok(ActiveQueue { queue, kick: slot.kick.try_clone()? })
             });
+            queues.push(active.transpose()?);
         }
         self.device.activate(Activation {
             ram: self.ram.clone(),
@@ -327,14 +348,21 @@ impl Drop for MmioTransport {
     }
 }
 
-/// The whole of the three rings lies in one stretch of RAM each.
-fn is_usable(queue: &Queue, ram: &GuestRam) -> bool {
-    let size = usize::from(queue.size());
-    let holds = |start: u64, len: usize| start != 0 && ram.get_slice(GuestAddress(start), len).is_ok();
-    size != 0
-        && holds(queue.desc_table(), 16 * size)
-        && holds(queue.avail_ring(), 6 + 2 * size)
-        && holds(queue.used_ring(), 6 + 8 * size)
+fn set_low(address: &mut u64, value: u32) {
+    set_half(address, 0, value);
+}
+
+fn set_high(address: &mut u64, value: u32) {
+    set_half(address, 1, value);
+}
+
+/// Sets the lower (0) or the upper (1) half of a 64-bit value; others do not exist.
+fn set_half(word: &mut u64, sel: u32, value: u32) {
+    match sel {
+        0 => *word = *word & !0xffff_ffff | u64::from(value),
+        1 => *word = *word & 0xffff_ffff | u64::from(value) << 32,
+        _ => {}
+    }
 }
 
 fn half(features: u64, sel: u32) -> u32 {
