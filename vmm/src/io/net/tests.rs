@@ -65,8 +65,11 @@ pub(super) fn config(publish: &str) -> NetConfig {
     }
 }
 
+/// What runs in a fake cell.
+type App = Box<dyn FnMut(&mut SimCell) + Send>;
+
 /// A service with one fake cell per app.
-fn rig(mut config: NetConfig, apps: Vec<Box<dyn FnMut(&mut SimCell) + Send>>) -> Rig {
+fn rig(mut config: NetConfig, apps: Vec<App>) -> Rig {
     let exit = Exit::new().unwrap();
     config.cells = apps.len() as u32;
     let port = FakePort::new(config.cells);
@@ -188,7 +191,7 @@ fn a_port_that_nobody_has_resets_its_client() {
 }
 
 /// What a cell does once: connects out, sends, checks what comes back.
-fn client(to: SocketAddrV4, report: mpsc::Sender<(Vec<u8>, SimRecv)>) -> Box<dyn FnMut(&mut SimCell) + Send> {
+fn client(to: SocketAddrV4, report: mpsc::Sender<(Vec<u8>, SimRecv)>) -> App {
     let mut socket = None;
     let mut sent = false;
     let mut got = Vec::new();
