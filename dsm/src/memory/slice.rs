@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -213,6 +214,20 @@ impl SliceMemory {
     /// Is the run of this page watched? Always so in a window.
     pub fn is_watched(&self, index: usize) -> bool {
         self.watched.get(index * PAGE_SIZE / RUN_SIZE).is_none_or(|w| w.load(Ordering::Acquire))
+    }
+
+    /// Has the guest mapping the page, so that a read does not fault?
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`] if `/proc/self/pagemap` cannot be read.
+    pub fn is_resident(&self, index: usize) -> Result<bool, Error> {
+        self.check(index)?;
+        let mut entry = [0; 8];
+        let offset = self.guest.address(index * PAGE_SIZE) / PAGE_SIZE as u64 * 8;
+        let read = File::open("/proc/self/pagemap").and_then(|map| map.read_exact_at(&mut entry, offset));
+        read.map_err(|e| Error::from_os("reading /proc/self/pagemap", e))?;
+        // Bit 63: present (Documentation/admin-guide/mm/pagemap.rst).
+        Ok(u64::from_le_bytes(entry) >> 63 == 1)
     }
 
     fn check(&self, index: usize) -> Result<(), Error> {
