@@ -29,6 +29,17 @@ const MAX_KEPT_BYTES_EACH: usize = 1 << 17;
 /// How long a datagram is followed (RFC 1122 asks for 60 s at most of a reassembler; Linux has 30 s).
 pub const TTL: Duration = Duration::from_secs(30);
 
+/// What becomes of a later part.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Later {
+    /// It goes to this cell, as the first did.
+    To(Cell, Vec<u8>),
+    /// It is kept until the first comes.
+    Kept,
+    /// The bounds of what is kept are reached.
+    Dropped,
+}
+
 #[derive(Debug)]
 struct Entry {
     to: Option<Cell>,
@@ -55,30 +66,21 @@ impl FragTable {
         kept
     }
 
-    /// A later part of `key` came: where it goes, with the part back; or it is kept until the first comes, or
-    /// dropped where that would be too much (`Err`).
-    ///
-    /// # Errors
-    /// The bounds of what is kept are reached.
-    pub fn later(
-        &mut self,
-        key: DatagramKey,
-        frame: Vec<u8>,
-        now: Instant,
-    ) -> Result<Option<(Cell, Vec<u8>)>, ()> {
+    /// A later part of `key` came.
+    pub fn later(&mut self, key: DatagramKey, frame: Vec<u8>, now: Instant) -> Later {
         let bytes = frame.len();
         let room = MAX_KEPT_BYTES - self.kept_bytes;
         let entry = self.entry(key, now);
         if let Some(to) = entry.to {
-            return Ok(Some((to, frame)));
+            return Later::To(to, frame);
         }
         if bytes > room || entry.kept_bytes + bytes > MAX_KEPT_BYTES_EACH {
-            return Err(());
+            return Later::Dropped;
         }
         entry.kept.push(frame);
         entry.kept_bytes += bytes;
         self.kept_bytes += bytes;
-        Ok(None)
+        Later::Kept
     }
 
     /// Gives up what is too old.
@@ -142,11 +144,11 @@ mod tests {
     fn later_parts_follow_the_first_in_either_order() {
         let mut table = FragTable::default();
         let now = Instant::ZERO;
-        assert_eq!(table.later(key(1), vec![2], now), Ok(None));
-        assert_eq!(table.later(key(1), vec![3], now), Ok(None));
+        assert_eq!(table.later(key(1), vec![2], now), Later::Kept);
+        assert_eq!(table.later(key(1), vec![3], now), Later::Kept);
         assert_eq!(table.first(key(1), 7, now), [vec![2], vec![3]]);
         assert_eq!(table.kept_bytes(), 0);
-        assert_eq!(table.later(key(1), vec![4], now), Ok(Some((7, vec![4]))));
+        assert_eq!(table.later(key(1), vec![4], now), Later::To(7, vec![4]));
     }
 
     #[test]
@@ -156,8 +158,8 @@ mod tests {
         let mut refused = 0;
         for round in 0..3000u32 {
             let now = Instant::from_millis(i64::from(round));
-            refused += u32::from(table.later(key(round as u16), part.clone(), now).is_err());
-            refused += u32::from(table.later(key(1), part.clone(), now).is_err());
+            refused += u32::from(table.later(key(round as u16), part.clone(), now) == Later::Dropped);
+            refused += u32::from(table.later(key(1), part.clone(), now) == Later::Dropped);
             assert!(table.kept_bytes() <= MAX_KEPT_BYTES && table.len() <= MAX_DATAGRAMS);
         }
         assert!(refused > 0);

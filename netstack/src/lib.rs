@@ -45,8 +45,16 @@ pub mod switch;
 /// The user-mode gateway.
 pub mod gateway;
 
+mod fin;
+
+#[cfg(test)]
+mod testing;
+
 /// Switch and gateway, joined.
 pub mod stack;
+
+/// A simulated cell, for tests and benchmarks.
+pub mod sim;
 
 pub use smoltcp::time::{Duration, Instant};
 pub use smoltcp::wire::EthernetAddress;

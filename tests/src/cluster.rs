@@ -110,19 +110,19 @@ impl Cluster<'_> {
         &self.name
     }
 
-    /// `ssivmm VERB --name NAME ARGS`, as a command to start.
+    /// `ssivmm -C NAME VERB ARGS`, as a command to start.
     pub fn command(&self, verb: &str, args: &[&str]) -> Command {
-        let mut all = vec![verb, "--name", &self.name];
+        let mut all = vec!["-C", &self.name, verb];
         all.extend(args);
         self.bench.command(COMMAND_LIMIT_S, &all)
     }
 
-    /// `ssivmm VERB --name NAME ARGS`, run to its end, whatever its status.
+    /// `ssivmm -C NAME VERB ARGS`, run to its end, whatever its status.
     ///
     /// # Errors
     /// If it does not end within the limit.
     pub fn output(&self, verb: &str, args: &[&str]) -> Result<Output> {
-        let mut all = vec![verb, "--name", &self.name];
+        let mut all = vec!["-C", &self.name, verb];
         all.extend(args);
         self.bench.run(&all)
     }

@@ -2,32 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use ssivmm::machine::devrun;
-
-#[derive(Debug, Parser)]
-#[command(version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Boot cells in one process, joined by function calls (for kernel developers)
-    #[command(hide = true)]
-    DevRun(devrun::DevRunArgs),
-}
-
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    let Cli { command: Command::DevRun(args) } = Cli::parse();
-    match devrun::run(&args) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("ssivmm: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    ssivmm::cli::main()
 }

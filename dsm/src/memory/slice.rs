@@ -221,12 +221,12 @@ impl SliceMemory {
     /// is a minor fault, never one that the kernel serves from a hole by itself.
     fn prepare(&self, index: usize) -> Result<u64, Error> {
         self.check(index)?;
-        if let Some(watched) = self.watched.get(index * PAGE_SIZE / RUN_SIZE) {
-            if !watched.load(Ordering::Acquire) {
-                let run = index * PAGE_SIZE / RUN_SIZE * RUN_SIZE;
-                self.uffd.register(self.guest.address(run), RUN_SIZE, Watch::MinorAndProtected)?;
-                watched.store(true, Ordering::Release);
-            }
+        if let Some(watched) = self.watched.get(index * PAGE_SIZE / RUN_SIZE)
+            && !watched.load(Ordering::Acquire)
+        {
+            let run = index * PAGE_SIZE / RUN_SIZE * RUN_SIZE;
+            self.uffd.register(self.guest.address(run), RUN_SIZE, Watch::MinorAndProtected)?;
+            watched.store(true, Ordering::Release);
         }
         // SAFETY: the alias maps all pages of the slice. The read makes the memfd allocate the page.
         unsafe { ptr::read_volatile(self.alias.at(index * PAGE_SIZE)) };

@@ -2,10 +2,13 @@
 //! other. Each has a socket set of its own, so that a packet costs the same however many connections there are.
 
 use core::net::SocketAddrV4;
+use std::collections::VecDeque;
 
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
+
+use crate::fin::FinGuard;
 
 /// How long the cells may take to answer a SYN.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(75);
@@ -71,6 +74,8 @@ pub struct Conn {
     pub connected: bool,
     pub in_time_wait: bool,
     pub timer: Option<Instant>,
+    /// The FIN that was sent, until it is acknowledged.
+    pub fin: Option<FinGuard>,
 }
 
 impl Conn {
@@ -90,6 +95,7 @@ impl Conn {
             connected: false,
             in_time_wait: false,
             timer: None,
+            fin: None,
         }
     }
 
@@ -124,6 +130,16 @@ impl Conn {
             }
             _ => {}
         }
+    }
+
+    /// Sends the FIN again if it is time; returns when to look next.
+    pub fn guard_fin(&mut self, now: Instant, out: &mut VecDeque<Vec<u8>>) -> Option<Instant> {
+        let mut guard = self.fin.take()?;
+        let socket = self.socket().filter(|socket| FinGuard::is_needed(socket))?;
+        out.extend(guard.take_due(socket, now));
+        let due = guard.due;
+        self.fin = Some(guard);
+        Some(due)
     }
 
     /// Takes what the socket has received out of it, so that it can go.

@@ -28,6 +28,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 pub use conn::Progress;
 
+use crate::fin::FinGuard;
 use crate::frags::DatagramKey;
 use crate::switch::local;
 use crate::view::{Content, IpView, TcpFlags, Transport, View};
@@ -226,6 +227,11 @@ impl Gateway {
         self.conns.len()
     }
 
+    /// Is there room for another connection?
+    pub fn has_room(&self) -> bool {
+        self.conns.len() < self.config.max_connections
+    }
+
     /// Takes the next frame for the switch.
     pub fn pop_frame(&mut self) -> Option<Vec<u8>> {
         self.link.out.pop_front()
@@ -343,7 +349,11 @@ impl Gateway {
                 }
                 Phase::Live(set, _) => {
                     self.link.rx = Some(frame);
+                    let before = self.link.out.len();
                     self.iface.poll_ingress_single(now, &mut self.link, set);
+                    if let (Some(guard), Some(reply)) = (&mut conn.fin, self.link.out.get(before)) {
+                        guard.refresh(reply);
+                    }
                     conn.note();
                     self.dirty.insert(id);
                     return;
@@ -573,12 +583,17 @@ impl Gateway {
                 }
                 let before = self.link.out.len();
                 self.iface.poll_egress(now, &mut self.link, set);
-                if self.link.out.len() == before {
-                    break;
+                match self.link.out.back() {
+                    Some(frame) if self.link.out.len() > before => match &mut conn.fin {
+                        Some(guard) => guard.refresh(frame),
+                        None => conn.fin = FinGuard::of_frame(frame, now),
+                    },
+                    _ => break,
                 }
             }
             next = self.iface.poll_at(now, set);
         }
+        next = [next, conn.guard_fin(now, &mut self.link.out)].into_iter().flatten().min();
         conn.note();
         if conn.in_time_wait && !self.time_wait.contains(&id) {
             self.time_wait.push_back(id);

@@ -31,7 +31,10 @@ impl Reassembly {
     pub fn add(&mut self, key: DatagramKey, part: Fragment, payload: &[u8], now: Instant) -> Option<Vec<u8>> {
         self.expire(now);
         let end = usize::from(part.offset) + payload.len();
-        if payload.is_empty() || end > usize::from(u16::MAX) || (part.more && payload.len() % 8 != 0) {
+        if payload.is_empty()
+            || end > usize::from(u16::MAX)
+            || (part.more && !payload.len().is_multiple_of(8))
+        {
             return None;
         }
         if !self.partial.contains_key(&key) {

@@ -32,7 +32,7 @@ pub use counters::Counters;
 use probes::Probes;
 
 use crate::flows::{Class, Flow, FlowKey, FlowLimits, FlowTable};
-use crate::frags::{DatagramKey, FragTable};
+use crate::frags::{DatagramKey, FragTable, Later};
 use crate::listeners::ListenerTable;
 use crate::offload::{Offload, adapt};
 use crate::view::{Content, Head, IpHead, Proto, Quoted, TcpFlags, Transport, View};
@@ -206,8 +206,8 @@ impl Switch {
         let transit = Transit { from, dst, frame, repr };
         match (head, from) {
             (Head::Arp(arp), _) => self.arp(&arp, transit),
-            (Head::Ipv4(head), Port::Cell(cell)) => self.from_cell(now, cell, &head, transit),
-            (Head::Ipv4(head), _) => self.from_outside(now, &head, transit),
+            (Head::Ipv4(head), Port::Cell(cell)) => self.cell_input(now, cell, &head, transit),
+            (Head::Ipv4(head), _) => self.outside_input(now, &head, transit),
             (Head::Other, _) => self.counters.not_ours_count += 1,
         }
     }
@@ -244,13 +244,13 @@ impl Switch {
         }
     }
 
-    fn from_cell(&mut self, now: Instant, cell: Cell, head: &IpHead, transit: Transit) {
+    fn cell_input(&mut self, now: Instant, cell: Cell, head: &IpHead, transit: Transit) {
         if head.src != self.config.cluster_ip {
             self.counters.not_ours_count += 1;
         } else if !self.learn(now, cell, head) {
             // Not the owner, or a refusal that became a question to another cell.
         } else if head.dst == self.config.cluster_ip {
-            self.to_cluster(now, head, transit);
+            self.cluster_input(now, head, transit);
         } else if transit.dst == GATEWAY_MAC && self.config.gateway_ip.is_some() {
             self.emit(Port::Gateway, transit.frame, transit.repr);
         } else if self.config.uplink {
@@ -260,9 +260,9 @@ impl Switch {
         }
     }
 
-    fn from_outside(&mut self, now: Instant, head: &IpHead, transit: Transit) {
+    fn outside_input(&mut self, now: Instant, head: &IpHead, transit: Transit) {
         if head.dst == self.config.cluster_ip {
-            self.to_cluster(now, head, transit);
+            self.cluster_input(now, head, transit);
         } else if let Transport::Udp { dst: port, .. } = head.transport
             && transit.dst.is_multicast()
         {
@@ -382,7 +382,7 @@ impl Switch {
     }
 
     /// A packet for the cluster's address, from outside or from a cell.
-    fn to_cluster(&mut self, now: Instant, head: &IpHead, transit: Transit) {
+    fn cluster_input(&mut self, now: Instant, head: &IpHead, transit: Transit) {
         let datagram = head.fragment.map(|part| {
             (part, DatagramKey { src: head.src, dst: head.dst, proto: part.proto, ident: part.ident })
         });
@@ -390,9 +390,9 @@ impl Switch {
             && part.offset != 0
         {
             match self.frags.later(key, transit.frame, now) {
-                Ok(Some((cell, frame))) => self.deliver(cell, frame, transit.repr),
-                Ok(None) => {}
-                Err(()) => self.counters.fragments_dropped_count += 1,
+                Later::To(cell, frame) => self.deliver(cell, frame, transit.repr),
+                Later::Kept => {}
+                Later::Dropped => self.counters.fragments_dropped_count += 1,
             }
             return;
         }
@@ -411,7 +411,7 @@ impl Switch {
         };
         let key = FlowKey { proto: key.0, local_port: key.1, remote: key.2, remote_port: key.3 };
         let repr = transit.repr;
-        if let Some(cell) = self.to_flow(now, &key, head, transit)
+        if let Some(cell) = self.flow_input(now, &key, head, transit)
             && let Some((_, datagram)) = datagram
         {
             for part in self.frags.first(datagram, cell, now) {
@@ -421,7 +421,7 @@ impl Switch {
     }
 
     /// A packet of a flow: to its cell, which is placed if the flow is new. Returns the cell.
-    fn to_flow(&mut self, now: Instant, key: &FlowKey, head: &IpHead, transit: Transit) -> Option<Cell> {
+    fn flow_input(&mut self, now: Instant, key: &FlowKey, head: &IpHead, transit: Transit) -> Option<Cell> {
         let flags = if let Transport::Tcp { flags, .. } = head.transport { Some(flags) } else { None };
         let connects = flags.is_some_and(|flags| flags.syn && !flags.ack);
         let known = self
@@ -574,3 +574,6 @@ fn step_tcp(flow: &mut Flow, flags: TcpFlags, out: bool) {
         flow.class = Class::Established;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,10 +90,7 @@ pub fn in_use(bench: &Bench) -> Result<()> {
     let port = bench.run(&["up", "--name", "other", "--nodes", "1", "--publish", &publish])?;
     let said = String::from_utf8_lossy(&port.stderr).into_owned();
     ensure!(!port.status.success() && said.contains(&cluster.port.to_string()), "same port: {port:?}");
-    ensure!(
-        bench.run(&["status", "--name", "other"])?.status.code() == Some(3),
-        "a failed up left a cluster"
-    );
+    ensure!(bench.run(&["-C", "other", "status"])?.status.code() == Some(3), "a failed up left a cluster");
     Ok(())
 }
 
@@ -115,7 +112,7 @@ pub fn interrupted(bench: &Bench) -> Result<()> {
     )?;
     let output = up.wait_with_output()?;
     ensure!(!output.status.success(), "up went on after Ctrl-C: {output:?}");
-    ensure!(bench.run(&["status", "--name", "cut"])?.status.code() == Some(3), "Ctrl-C left a cluster");
+    ensure!(bench.run(&["-C", "cut", "status"])?.status.code() == Some(3), "Ctrl-C left a cluster");
     ensure!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(), "Ctrl-C left the port taken");
     Ok(())
 }

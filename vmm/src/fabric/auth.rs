@@ -53,6 +53,11 @@ impl Secret {
         Self(bytes)
     }
 
+    /// Its bytes, for the payload of an emulated host.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Makes a fresh secret and writes it to a new file of mode 0600.
     ///
     /// # Errors

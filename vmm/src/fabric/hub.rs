@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::accept::{Acceptor, Identity, Reception};
 use super::auth::{HandshakeError, dial};
-use super::link::{Handler, Link, SendError};
+use super::link::{Handler, Link, RoomWaker, SendError};
 use super::membership::Membership;
 use super::relay::relay;
 use super::stream::{Listener, SharedStream, connect, read_exact, write_all};
@@ -148,6 +148,7 @@ pub struct Fabric {
     links: Vec<OnceLock<Arc<Link>>>,
     ready: Mutex<()>,
     joined: Condvar,
+    room: Arc<OnceLock<RoomWaker>>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     streams: Arc<AtomicUsize>,
@@ -182,6 +183,7 @@ impl Fabric {
             links: (0..slots).map(|_| OnceLock::new()).collect(),
             ready: Mutex::default(),
             joined: Condvar::new(),
+            room: Arc::default(),
             events,
             inbox,
             streams: Arc::default(),
@@ -336,7 +338,13 @@ impl Fabric {
             .unwrap_or_else(|| Arc::new(Unserved));
         let events = self.events.clone();
         // Whoever waits for room on this connection hears of its end from the link; everybody else from the members' thread.
-        let link = Link::start(peer, class, stream, handler, &self.exit, move |why| {
+        let room = self.room.clone();
+        let wake: RoomWaker = Arc::new(move || {
+            if let Some(wake) = room.get() {
+                wake();
+            }
+        });
+        let link = Link::start(peer, class, stream, handler, wake, &self.exit, move |why| {
             let _ = events.send(Event::Ended(peer, format!("{class:?} connection: {why}")));
         })?;
         let guard = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
@@ -372,7 +380,7 @@ impl Fabric {
     /// on the kind (module `fabric`, "Back-pressure").
     ///
     /// # Errors
-    /// [`SendError::Dead`] if the peer is dead, unknown, or has no such class; [`SendError::Message`].
+    /// [`SendError::Dead`] if the peer is dead, unknown, or has no such class; [`SendError::Full`]; [`SendError::Message`].
     pub fn send(
         &self,
         peer: Peer,
@@ -382,6 +390,11 @@ impl Fabric {
         parts: &[&[u8]],
     ) -> Result<(), SendError> {
         self.slot(peer, class).and_then(OnceLock::get).ok_or(SendError::Dead)?.send(kind, tag, parts)
+    }
+
+    /// `wake` is called when there is room after a [`SendError::Full`]. Only the first call counts.
+    pub fn on_room(&self, wake: RoomWaker) {
+        let _ = self.room.set(wake);
     }
 
     /// The connection of `class` to `peer`, for its counters.

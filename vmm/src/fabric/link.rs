@@ -20,6 +20,8 @@ const READ_BYTES: usize = 64 << 10;
 enum WhenFull {
     /// The sender waits.
     Wait,
+    /// The sender is told, and woken later.
+    Refuse,
     /// The message is dropped, as a network would, and counted.
     Drop,
     /// The peer does not drain what its protocol bounds: the connection is broken.
@@ -30,10 +32,12 @@ enum WhenFull {
 fn bound(kind: Kind) -> (usize, WhenFull) {
     match kind {
         Kind::Dsm => (64 << 20, WhenFull::Break),
-        Kind::Control => (16 << 20, WhenFull::Break),
+        Kind::Control | Kind::FetchRequest => (16 << 20, WhenFull::Break),
+        Kind::FsRequest => (64 << 20, WhenFull::Break),
         Kind::Net => (4 << 20, WhenFull::Drop),
-        Kind::Ssi | Kind::Open | Kind::Opened => (1 << 20, WhenFull::Wait),
-        Kind::FetchRequest | Kind::FetchReply | Kind::FsRequest | Kind::FsReply => (4 << 20, WhenFull::Wait),
+        Kind::Ssi => (1 << 20, WhenFull::Refuse),
+        Kind::Open | Kind::Opened => (1 << 20, WhenFull::Wait),
+        Kind::FetchReply | Kind::FsReply => (4 << 20, WhenFull::Wait),
     }
 }
 
@@ -43,6 +47,10 @@ pub enum SendError {
     /// The peer is dead, or was never there.
     #[error("the peer is not reachable")]
     Dead,
+    /// Too much waits already ([`Kind::Ssi`] only); nothing was taken. The waker of `Fabric::on_room` is called when there is
+    /// room again.
+    #[error("too much waits on the way to the peer")]
+    Full,
     /// The message breaks a rule of the wire format; nothing was sent.
     #[error(transparent)]
     Message(#[from] MessageError),
@@ -84,16 +92,21 @@ struct Queue {
     bytes: usize,
     /// The writer has taken messages out and is writing them.
     writing: bool,
+    /// A sender was refused and waits to be woken.
+    refused: bool,
     closed: bool,
 }
 
+/// Called when there is room after a [`SendError::Full`], or the connection has ended; from any thread. Does not block.
+pub type RoomWaker = Arc<dyn Fn() + Send + Sync>;
+
 /// The sending half.
-#[derive(Debug)]
 struct Outbound {
     stream: SharedStream,
     queue: Mutex<Queue>,
     work: Condvar,
     space: Condvar,
+    room: RoomWaker,
     metrics: LinkMetrics,
 }
 
@@ -107,10 +120,14 @@ impl Outbound {
         queue.closed = true;
         queue.waiting.clear();
         queue.bytes = 0;
+        let refused = std::mem::take(&mut queue.refused);
         drop(queue);
         self.stream.shutdown();
         self.work.notify_all();
         self.space.notify_all();
+        if refused {
+            (self.room)();
+        }
     }
 
     fn send(&self, kind: Kind, tag: u64, parts: &[&[u8]]) -> Result<(), SendError> {
@@ -122,6 +139,10 @@ impl Outbound {
         while !queue.closed && queue.bytes > 0 && queue.bytes + total > limit {
             match when_full {
                 WhenFull::Wait => queue = self.space.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                WhenFull::Refuse => {
+                    queue.refused = true;
+                    return Err(SendError::Full);
+                }
                 WhenFull::Drop => {
                     self.metrics.dropped_count.fetch_add(1, Ordering::Relaxed);
                     return Ok(());
@@ -194,6 +215,7 @@ impl Outbound {
             let mut queue = self.lock();
             queue.writing = false;
             queue.bytes = queue.bytes.saturating_sub(bytes);
+            let refused = std::mem::take(&mut queue.refused);
             drop(queue);
             if let Err(error) = written {
                 log::debug!("a fabric connection cannot be written: {error}");
@@ -201,6 +223,9 @@ impl Outbound {
                 return;
             }
             self.space.notify_all();
+            if refused {
+                (self.room)();
+            }
         }
     }
 }
@@ -229,6 +254,7 @@ impl Link {
         class: Class,
         stream: SharedStream,
         handler: Arc<dyn Handler>,
+        room: RoomWaker,
         exit: &Exit,
         ended: impl FnOnce(String) + Send + 'static,
     ) -> io::Result<Self> {
@@ -237,6 +263,7 @@ impl Link {
             queue: Mutex::default(),
             work: Condvar::new(),
             space: Condvar::new(),
+            room,
             metrics: LinkMetrics::default(),
         });
         let short = match peer {

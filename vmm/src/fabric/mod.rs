@@ -17,14 +17,15 @@
 //! | kind | waits, at most | then |
 //! |---|---|---|
 //! | Dsm | 64 MiB | connection broken: the protocol bounds what is under way (one request per faulting thread and prefetch slot), so the peer is stuck |
-//! | Control | 16 MiB | the same |
+//! | Control, FetchRequest | 16 MiB | the same: nodes ask for 1024 pages at a time |
+//! | FsRequest | 64 MiB | the same: the device bounds what is asked |
 //! | Net | 4 MiB | the frame is dropped and counted, as a network does |
-//! | Ssi | 1 MiB | the sender waits: the guest's tx queue stops |
-//! | Fetch, Fs | 4 MiB | the sender waits |
+//! | Ssi | 1 MiB | the sender is refused and woken later: the guest's tx queue stops |
+//! | FetchReply, FsReply | 4 MiB | the service's thread waits |
 //!
 //! # No deadlock
 //! 1. A thread that reads a `page`, `fetch`, `frame`, `fs` or node-to-I/O-server `ctl` connection never waits for a send: its
-//!    handler sends only kinds that never wait (Dsm, Control, Net), or hands the work to a service thread through a queue
+//!    handler sends only kinds that never wait (Dsm, Control, Net, Ssi), or hands the work to a service thread through a queue
 //!    whose bound the requester keeps (fetch, fs). So these connections are always drained, so a sender that waits for
 //!    room on one of them always gets it, or learns that the peer is dead.
 //! 2. A thread that reads Ssi messages waits for one thing only: that its own guest posts a receive buffer. It sends nothing.
@@ -55,7 +56,7 @@ pub mod wire;
 pub use accept::Identity;
 pub use auth::Secret;
 pub use hub::{Config, Fabric, FabricError, Handlers, StreamService};
-pub use link::{Handler, SendError, Violation};
+pub use link::{Handler, RoomWaker, SendError, Violation};
 pub use membership::{Death, Membership, View};
 pub use wire::{Class, Header, Kind, Peer};
 

@@ -319,20 +319,20 @@ fn the_death_of_a_peer_is_seen_and_wakes_those_who_wait_for_it() {
     let sender = fabric.clone();
     // Nobody reads at the other end: this thread ends up waiting for room.
     let waiter = std::thread::spawn(move || {
-        let body = vec![0; Kind::Ssi.payload_max()];
+        let body = vec![0; Kind::FetchReply.payload_max()];
         let mut sent = 0;
-        while sender.send(Peer::Node(1), Class::Bulk, Kind::Ssi, 0, &[&body]).is_ok() {
+        while sender.send(Peer::Node(1), Class::Fetch, Kind::FetchReply, 0, &[&body]).is_ok() {
             sent += 1;
         }
         sent
     });
-    let bulk = fabric.link(Peer::Node(1), Class::Bulk).unwrap().clone();
-    while bulk.metrics().sent_count.load(Ordering::Relaxed) < 32 {
+    let bulk = fabric.link(Peer::Node(1), Class::Fetch).unwrap().clone();
+    while bulk.metrics().sent_count.load(Ordering::Relaxed) < 16 {
         std::thread::yield_now();
     }
     drop(raw);
     assert_eq!(deaths.recv_timeout(LONG).unwrap().peer, Peer::Node(1));
-    assert!(waiter.join().unwrap() >= 32);
+    assert!(waiter.join().unwrap() >= 16);
     assert!(deaths.try_recv().is_err(), "a death is told once, though four connections ended");
 }
 
@@ -348,26 +348,29 @@ fn a_stopped_bulk_reader_delays_no_page() {
             },
         );
     let (node0, inbox1) = (&cluster.fabrics[1], &cluster.inboxes[2]);
-    let blocked = node0.clone();
-    let bulk = std::thread::spawn(move || {
-        let body = vec![0; Kind::Ssi.payload_max()];
-        for _ in 0..200 {
-            blocked.send(Peer::Node(1), Class::Bulk, Kind::Ssi, 0, &[&body]).unwrap();
-        }
-    });
-    let link = node0.link(Peer::Node(1), Class::Bulk).unwrap().clone();
-    while link.metrics().sent_count.load(Ordering::Relaxed) < 20 {
-        std::thread::yield_now();
+    let (woken, wakes) = channel();
+    let woken = Mutex::new(woken);
+    node0.on_room(Arc::new(move || {
+        let _ = woken.lock().unwrap().send(());
+    }));
+    let body = vec![0; Kind::Ssi.payload_max()];
+    let bulk = |tag| node0.send(Peer::Node(1), Class::Bulk, Kind::Ssi, tag, &[&body]);
+    let mut sent = 0;
+    while bulk(sent).is_ok() {
+        sent += 1;
+        assert!(sent < 200, "200 messages do not fit what may wait");
     }
+    assert_eq!(bulk(sent), Err(SendError::Full));
     for tag in 0..1000 {
         for class in [Class::Page, Class::Fetch, Class::Ctl] {
             node0.send(Peer::Node(1), class, kind_of(class), tag, &[&[1; 100]]).unwrap();
             assert_eq!(inbox1.recv_timeout(LONG).unwrap().1, class);
         }
     }
-    assert!(!bulk.is_finished(), "200 messages do not fit what may wait");
     gate.open();
-    bulk.join().unwrap();
+    while bulk(sent) == Err(SendError::Full) {
+        wakes.recv_timeout(LONG).unwrap();
+    }
 }
 
 #[test]

@@ -2,3 +2,5 @@
 
 /// The file service: one directory tree, one FUSE session for each cell.
 pub mod fs;
+/// The network service: one address for all cells.
+pub mod net;

@@ -125,8 +125,8 @@ impl FsWorker {
             give_back(&mut self.queues[waiting.queue].queue, &self.ram, waiting.chain.head_index(), len);
             used[waiting.queue] = true;
         }
-        for index in 0..self.queues.len() {
-            if used[index] {
+        for (index, used) in used.into_iter().enumerate() {
+            if used {
                 self.notify(index);
             }
             if std::mem::take(&mut self.throttled[index]) {
