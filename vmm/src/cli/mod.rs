@@ -337,13 +337,13 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),
-        Command::LabInit => crate::lab::init::pid1(),
-        Command::LabRun => up::lab_run(),
         Command::DevRun(args) => match devrun::run(&args) {
             Ok(true) => Ok(0),
             Ok(false) => Ok(exit::FAILED),
             Err(error) => Err(error.into()),
         },
+        Command::LabInit => crate::lab::init::pid1(),
+        Command::LabRun => crate::lab::init::run().map(|()| 0).map_err(Into::into),
         Command::Man { dir } => man::run(Cli::command(), &dir),
     };
     match outcome {

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -19,6 +20,8 @@ use nix::sys::wait::{WaitStatus, wait};
 use super::host::SAYS;
 use super::payload::{Payload, Work, place};
 
+/// The launcher.
+mod cluster;
 /// Addresses of the network cards.
 mod network;
 
@@ -30,7 +33,10 @@ pub fn pid1() -> ! {
     }
     let text = match set_up().and_then(|()| work()) {
         Ok(status) if status.success() => "done".to_owned(),
-        Ok(status) => format!("failed: {}", describe(status)),
+        Ok(status) => {
+            let why = fs::read_to_string(place::FAILURE).unwrap_or_else(|_| describe(status));
+            format!("failed: {why}")
+        }
         Err(error) => format!("failed: {error:#}"),
     };
     say(&text.replace('\n', "; "));
@@ -150,19 +156,25 @@ fn work() -> Result<ExitStatus> {
     }
 }
 
-/// The work of an emulated host: `ssivmm lab-run`, started by PID 1. `launch` starts a cluster from its description and
-/// returns when the cluster has ended.
+/// The work of an emulated host: `ssivmm lab-run`, started by PID 1.
 ///
 /// # Errors
 /// If there is no work, or it fails.
-pub fn run(launch: impl FnOnce(serde_json::Value) -> Result<()>) -> Result<()> {
+pub fn run() -> Result<()> {
     let text = fs::read(place::WORK).with_context(|| {
         format!("cannot read {}: lab-run is started by lab-init, in an emulated host", place::WORK)
     })?;
-    match serde_json::from_slice(&text).with_context(|| format!("{} is malformed", place::WORK))? {
-        Work::Cluster(spec) => launch(spec),
+    let work = serde_json::from_slice(&text).with_context(|| format!("{} is malformed", place::WORK))?;
+    let done = match work {
+        Work::Cluster { spec, ready_within_s } => cluster::run(&spec, Duration::from_secs(ready_within_s)),
         Work::Run { argv } => run_program(&argv),
+    };
+    if let Err(error) = &done {
+        // All of it goes to the console; PID 1 says the first line.
+        let text = format!("{error:#}");
+        write_private(place::FAILURE, text.lines().next().unwrap_or_default().as_bytes())?;
     }
+    done
 }
 
 /// Runs a program in a writable root over the images.
