@@ -21,6 +21,9 @@
 /* A peer further ahead than this is broken, not fast. Nanoseconds. */
 #define CLOCK_AHEAD_MAX_NS	(60 * NSEC_PER_SEC)
 
+/* Steps from this on are told. Nanoseconds. */
+#define STEP_TOLD_NS		(10 * NSEC_PER_MSEC)
+
 static DEFINE_MUTEX(step_lock);		/* one step at a time; guards the two below */
 static u64 steps_count;
 static u64 stepped_ns;
@@ -43,6 +46,8 @@ static void step_to(u64 mono_ns)
 		timekeeping_forward_monotonic(mono_ns);
 		steps_count++;
 		stepped_ns += mono_ns - now;
+		if (mono_ns - now > STEP_TOLD_NS)
+			pr_info("clock moved forward by %llu ms\n", div_u64(mono_ns - now, NSEC_PER_MSEC));
 	}
 	mutex_unlock(&step_lock);
 }

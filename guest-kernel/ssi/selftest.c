@@ -7,6 +7,7 @@
  *					sharing), and for each pair plain additions in turns. Then a FETCH of a page.
  *	rpc [rounds]			calls of all sizes by many threads at once, calls back, a call that times out
  *	ping cell [count [bytes]]	round trips, with their time
+ *	clock cell [count]		whether CLOCK_MONOTONIC there is between its readings here before and after
  *
  * Writing runs the test and fails with EIO if it failed; reading shows what the last one found, PASS or FAIL first.
  *
@@ -26,6 +27,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "clock.h"
 #include "device.h"
 #include "proc.h"
 #include "rpc.h"
@@ -38,6 +40,7 @@ enum {
 	OP_CALL_BACK,
 	OP_SLEEP,
 	OP_SLEEPERS,
+	OP_CLOCK,
 };
 
 #define CALL_TIMEOUT	(30 * HZ)
@@ -319,6 +322,14 @@ static ssize_t count_sleepers(struct ssi_request *req)
 	return sizeof(count);
 }
 
+static ssize_t tell_clock(struct ssi_request *req)
+{
+	__le64 now = cpu_to_le64(ktime_get_ns());
+
+	memcpy(req->reply, &now, sizeof(now));
+	return sizeof(now);
+}
+
 /* ---- run ---- */
 
 static bool check(struct seq_buf *out, const char *what, u32 cell, u64 found, u64 expected)
@@ -572,6 +583,30 @@ static bool test_ping(struct seq_buf *out, unsigned int cell, unsigned int count
 	return true;
 }
 
+/* No reading of a process that went there and back may be less than the one before. */
+static bool test_clock(struct seq_buf *out, unsigned int cell, unsigned int count)
+{
+	s64 behind = 0, ahead = 0;
+	unsigned int i;
+	ssize_t n = 0;
+
+	for (i = 0; i < count; i++) {
+		u64 before = ktime_get_ns(), there, after;
+		__le64 answer;
+
+		n = ssi_call(cell, OP_CLOCK, NULL, 0, &answer, sizeof(answer), CALL_TIMEOUT);
+		if (n != sizeof(answer))
+			break;
+		after = ktime_get_ns();
+		there = le64_to_cpu(answer);
+		behind = max_t(s64, behind, before - there);
+		ahead = max_t(s64, ahead, there - after);
+	}
+	seq_buf_printf(out, "cell %u\ncount %u of %u (last answer %zd)\nbehind_us %lld\nahead_us %lld\n", cell, i, count, n,
+		       div_s64(behind, 1000), div_s64(ahead, 1000));
+	return count && i == count && behind <= SSI_CLOCK_SLACK_NS && ahead <= SSI_CLOCK_SLACK_NS;
+}
+
 /* ---- /proc/ssi/selftest ---- */
 
 static bool run_test(struct seq_buf *out, const char *line, int *error)
@@ -592,6 +627,9 @@ static bool run_test(struct seq_buf *out, const char *line, int *error)
 	} else if (sscanf(line, "ping %u %u %u", &a, &b, &c) >= 1) {
 		if (c <= SSI_RPC_MAX && b <= ITERATIONS_MAX)
 			return test_ping(out, a, b ?: 100, c);
+	} else if (sscanf(line, "clock %u %u", &a, &b) >= 1) {
+		if (b <= ITERATIONS_MAX)
+			return test_clock(out, a, b ?: 100);
 	}
 	*error = -EINVAL;
 	return false;
@@ -629,7 +667,7 @@ static ssize_t selftest_write(struct file *file, const char __user *from, size_t
 static int selftest_show(struct seq_file *m, void *v)
 {
 	mutex_lock(&test_lock);
-	seq_puts(m, report[0] ? report : "nothing run yet: write \"run [iterations [handoffs]]\", \"rpc [rounds]\" or \"ping cell [count [bytes]]\"\n");
+	seq_puts(m, report[0] ? report : "nothing run yet: write \"run [iterations [handoffs]]\", \"rpc [rounds]\", \"ping cell [count [bytes]]\" or \"clock cell [count]\"\n");
 	mutex_unlock(&test_lock);
 	return 0;
 }
@@ -655,6 +693,7 @@ static int __init selftest_init(void)
 	ssi_rpc_register(OP_CALL_BACK, call_back);
 	ssi_rpc_register(OP_SLEEP, sleep);
 	ssi_rpc_register(OP_SLEEPERS, count_sleepers);
+	ssi_rpc_register(OP_CLOCK, tell_clock);
 	return proc_create("selftest", 0600, ssi_proc_root, &selftest_ops) ? 0 : -ENOMEM;
 }
 rootfs_initcall(selftest_init);

@@ -13,6 +13,8 @@ use crate::machine::devrun;
 mod bench;
 /// Serial consoles.
 mod console;
+/// What this machine can do.
+mod doctor;
 /// `down`.
 mod down;
 /// `exec`.
@@ -168,12 +170,6 @@ enum Command {
     /// Boot cells in one process, joined by function calls (for kernel developers)
     #[command(hide = true)]
     DevRun(devrun::DevRunArgs),
-    /// PID 1 of an emulated host
-    #[command(hide = true)]
-    LabInit,
-    /// The work of an emulated host
-    #[command(hide = true)]
-    LabRun,
     /// Write the manual pages
     #[command(hide = true)]
     Man {
@@ -337,12 +333,10 @@ pub fn main() -> ExitCode {
         Command::Console { cell } => console::run(cell, cluster),
         Command::Down => down::run(cluster),
         Command::List(json) => show::list(json.json),
-        Command::Doctor(json) => crate::doctor::command(json.json).map_err(Into::into),
+        Command::Doctor(json) => doctor::run(json.json),
         Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),
-        Command::LabInit => crate::lab::init::pid1(),
-        Command::LabRun => up::lab_run(),
         Command::DevRun(args) => match devrun::run(&args) {
             Ok(true) => Ok(0),
             Ok(false) => Ok(exit::FAILED),

@@ -298,10 +298,12 @@ fn a_busy_way_holds_its_messages_in_order_and_others_pass() {
     bench.messages.retry_held();
     assert_eq!(bench.statuses(3), [u32::MAX, 0, u32::MAX], "and go on waiting");
     bench.link.closed.store(false, Ordering::SeqCst);
+    bench.transmit(&message(2, &[3], 0), STATUS + 12);
+    assert_eq!(bench.status(STATUS + 12), u32::MAX, "none overtakes those that wait on its way");
     bench.messages.retry_held();
-    assert_eq!(bench.statuses(3), [0, 0, 0]);
+    assert_eq!(bench.statuses(4), [0; 4]);
     let order: Vec<u8> = lock(&bench.link.sent).iter().map(|(_, _, bytes)| bytes[32]).collect();
-    assert_eq!(order, [1, 0, 2]);
+    assert_eq!(order, [1, 0, 2, 3]);
 }
 
 #[test]

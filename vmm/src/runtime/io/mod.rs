@@ -1,14 +1,19 @@
+/// The root file system.
+pub mod root;
+/// Files and network.
+pub mod services;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::cells::FabricCells;
 use crate::control::Controller;
 use crate::control::node::ToNode;
 use crate::fabric::stream::wait_readable;
 use crate::fabric::{Class, Config, Fabric, Handlers, Identity, Peer, Secret};
 use crate::launch::ClusterSpec;
+use crate::runtime::cells::FabricCells;
 use crate::worker::{Exit, Stop};
 use std::os::fd::AsRawFd;
 
