@@ -1,3 +1,7 @@
 //! A single-system-image hypervisor: one Linux guest over many machines, whose processes move while they run.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ssivmm::cli::main()
+}

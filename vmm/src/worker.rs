@@ -91,6 +91,15 @@ impl Worker {
         &self.stop
     }
 
+    /// Waits until the thread ends by itself, without stopping it.
+    pub fn join(mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("a worker could not be joined");
+        }
+    }
+
     /// Has the thread ended?
     pub fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)

@@ -1,1 +1,8 @@
-//! What the guest tools share.
+//! What the guest tools share: the kernel's parameters, users, the network card, and the processes of a cell.
+
+pub mod cmdline;
+pub mod exec;
+pub mod kernel;
+pub mod network;
+pub mod processes;
+pub mod users;

@@ -1,0 +1,326 @@
+//! One slice of guest RAM: a memfd, its two mappings and its userfaultfd.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::uffd::{FaultKind, Uffd, Watch};
+use super::{Error, PAGE_SIZE, RUN_SIZE};
+use crate::types::Access;
+
+/// Whose memory a slice is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SliceKind {
+    /// This node's own share of the cluster's RAM: watched in runs, from the first foreign request on.
+    Own,
+    /// A window onto the slice of another node: watched from the start, filled page by page.
+    Window,
+}
+
+/// An access that waits for a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SliceFault {
+    /// The page, counted from the start of the slice.
+    pub index: usize,
+    /// What the access needs.
+    pub access: Access,
+    /// What the kernel found.
+    pub kind: FaultKind,
+}
+
+/// One slice: see the [module's documentation](super). All methods may be called from any thread; two operations on one
+/// page must not run at the same time (the driver's lock sees to it).
+#[derive(Debug)]
+pub struct SliceMemory {
+    kind: SliceKind,
+    guest: Mapping,
+    alias: Mapping,
+    file: File,
+    uffd: Uffd,
+    /// Own slices: which runs are watched.
+    watched: Vec<AtomicBool>,
+}
+
+impl SliceMemory {
+    /// A slice of `size` bytes, a multiple of 2 MiB; every page reads zero. No memory is used before it is touched.
+    ///
+    /// # Errors
+    /// [`Error::Size`], [`Error::Open`], [`Error::Features`], or [`Error::Os`] if memory or descriptors run out.
+    pub fn new(size: usize, kind: SliceKind) -> Result<Self, Error> {
+        if size == 0 || !size.is_multiple_of(RUN_SIZE) {
+            return Err(Error::Size(size));
+        }
+        let file = memfd(size)?;
+        let guest = Mapping::new(&file, size)?;
+        let alias = Mapping::new(&file, size)?;
+        // A child that inherited the mapping would share pages whose states are not its own.
+        guest.advise(0, size, libc::MADV_DONTFORK)?;
+        alias.advise(0, size, libc::MADV_DONTFORK)?;
+        let uffd = Uffd::open()?;
+        match kind {
+            // Needs shmem_enabled=advise; a kernel without huge pages for memfds refuses the advice, and that is all.
+            SliceKind::Own => drop(guest.advise(0, size, libc::MADV_HUGEPAGE)),
+            SliceKind::Window => uffd.register(guest.address(0), size, Watch::All)?,
+        }
+        let runs = if kind == SliceKind::Own { size / RUN_SIZE } else { 0 };
+        let watched = (0..runs).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { kind, guest, alias, file, uffd, watched })
+    }
+
+    /// Own slice or window?
+    pub fn kind(&self) -> SliceKind {
+        self.kind
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> usize {
+        self.guest.len
+    }
+
+    /// Pages of 4 KiB.
+    pub fn pages(&self) -> usize {
+        self.size() / PAGE_SIZE
+    }
+
+    /// Start of the guest mapping, 2 MiB-aligned: what KVM and vm-memory get. Valid while `self` lives.
+    pub fn guest_addr(&self) -> *mut u8 {
+        self.guest.start.as_ptr()
+    }
+
+    /// The memfd under both mappings.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Takes at most `limit` accesses that wait for a page, oldest first, without blocking. Poll the slice's
+    /// descriptor ([`AsRawFd`]) for more.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if the userfaultfd cannot be read.
+    pub fn faults(&self, limit: usize) -> Result<Vec<SliceFault>, Error> {
+        let start = self.guest.address(0);
+        let index = |address: u64| (address - start) as usize / PAGE_SIZE;
+        let faults = self.uffd.read(limit)?;
+        Ok(faults
+            .into_iter()
+            .map(|f| SliceFault { index: index(f.address), access: f.access, kind: f.kind })
+            .collect())
+    }
+
+    /// To Shared: no write to the page succeeds any more when this returns.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn protect(&self, index: usize) -> Result<(), Error> {
+        let address = self.prepare(index)?;
+        self.uffd.write_protect(address, true)
+    }
+
+    /// From Shared to Modified: writes go through again, and those who wait for the page are woken.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn unprotect(&self, index: usize) -> Result<(), Error> {
+        let address = self.prepare(index)?;
+        self.uffd.write_protect(address, false)
+    }
+
+    /// To Invalid: no access to the page succeeds any more when this returns; its bytes are stable in the alias.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn zap(&self, index: usize) -> Result<(), Error> {
+        self.prepare(index)?;
+        self.guest.advise(index * PAGE_SIZE, PAGE_SIZE, libc::MADV_DONTNEED)
+    }
+
+    /// Maps the page with the bytes that the alias shows, readable or writable, and wakes those who wait for it. A page
+    /// that is mapped already (`EEXIST`) only changes its protection.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn install(&self, index: usize, access: Access) -> Result<(), Error> {
+        let address = self.prepare(index)?;
+        let protect = access == Access::Read;
+        if !self.uffd.map_page(address, protect)? {
+            self.uffd.write_protect(address, protect)?;
+            if protect {
+                self.uffd.wake(address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes every access to the page a SIGBUS from now on, and wakes those who wait for it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn poison(&self, index: usize) -> Result<(), Error> {
+        let address = self.prepare(index)?;
+        loop {
+            self.guest.advise(index * PAGE_SIZE, PAGE_SIZE, libc::MADV_DONTNEED)?;
+            if self.uffd.poison(address)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives the memory of an invalid page of a window back to the host.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn discard(&self, index: usize) -> Result<(), Error> {
+        self.check(index)?;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let offset = (index * PAGE_SIZE) as libc::off_t;
+        // SAFETY: no memory of ours is passed; mappings of the hole read zero or fault afterwards, which is what is wanted.
+        if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, PAGE_SIZE as libc::off_t) } < 0 {
+            return Err(Error::os("fallocate(PUNCH_HOLE)"));
+        }
+        Ok(())
+    }
+
+    /// Copies the page's bytes out, through the alias.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn read(&self, index: usize, bytes: &mut [u8; PAGE_SIZE]) -> Result<(), Error> {
+        self.check(index)?;
+        // SAFETY: the alias maps all pages of the slice, `index` is one of them, and `bytes` is a buffer of our own.
+        // Guest memory is no Rust object: a guest that writes meanwhile makes the bytes mixed, not the program unsound.
+        unsafe {
+            ptr::copy_nonoverlapping(self.alias.at(index * PAGE_SIZE), bytes.as_mut_ptr(), PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into the page, through the alias. The page is invalid in the guest mapping (or nobody uses it).
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn store(&self, index: usize, bytes: &[u8; PAGE_SIZE]) -> Result<(), Error> {
+        self.check(index)?;
+        // SAFETY: as in `read`.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.alias.at(index * PAGE_SIZE), PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    /// Is the run of this page watched? Always so in a window.
+    pub fn is_watched(&self, index: usize) -> bool {
+        self.watched.get(index * PAGE_SIZE / RUN_SIZE).is_none_or(|w| w.load(Ordering::Acquire))
+    }
+
+    fn check(&self, index: usize) -> Result<(), Error> {
+        if index < self.pages() { Ok(()) } else { Err(Error::OutOfRange { index, pages: self.pages() }) }
+    }
+
+    /// The page's address, watched, and with a page in the memfd: from here on an access to it, where it is not mapped,
+    /// is a minor fault, never one that the kernel serves from a hole by itself.
+    fn prepare(&self, index: usize) -> Result<u64, Error> {
+        self.check(index)?;
+        if let Some(watched) = self.watched.get(index * PAGE_SIZE / RUN_SIZE)
+            && !watched.load(Ordering::Acquire)
+        {
+            let run = index * PAGE_SIZE / RUN_SIZE * RUN_SIZE;
+            self.uffd.register(self.guest.address(run), RUN_SIZE, Watch::MinorAndProtected)?;
+            watched.store(true, Ordering::Release);
+        }
+        // SAFETY: the alias maps all pages of the slice. The read makes the memfd allocate the page.
+        unsafe { ptr::read_volatile(self.alias.at(index * PAGE_SIZE)) };
+        Ok(self.guest.address(index * PAGE_SIZE))
+    }
+}
+
+impl AsRawFd for SliceMemory {
+    /// The userfaultfd: readable when [`SliceMemory::faults`] has something.
+    fn as_raw_fd(&self) -> RawFd {
+        self.uffd.as_raw_fd()
+    }
+}
+
+fn memfd(size: usize) -> Result<File, Error> {
+    // SAFETY: the name is a constant C string.
+    let fd = unsafe { libc::memfd_create(c"ssi-slice".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Error::os("memfd_create"));
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len(size as u64).map_err(|e| Error::from_os("sizing a memfd", e))?;
+    Ok(file)
+}
+
+/// A shared mapping of a whole memfd, 2 MiB-aligned.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to this object, and it is only accessed by raw copies that assume nothing about it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: &File, len: usize) -> Result<Self, Error> {
+        let reserve = len + RUN_SIZE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh reservation where the kernel likes.
+        let base = unsafe { libc::mmap(ptr::null_mut(), reserve, libc::PROT_NONE, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(Error::os("reserving address space for a slice"));
+        }
+        let base: *mut u8 = base.cast();
+        let skip = base.align_offset(RUN_SIZE);
+        // SAFETY: `skip` < RUN_SIZE, so start..start+len lies in the reservation.
+        let start = unsafe { base.add(skip) };
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: replaces a part of our own reservation.
+        let mapped = unsafe { libc::mmap(start.cast(), len, prot, flags, file.as_raw_fd(), 0) };
+        if mapped == libc::MAP_FAILED {
+            let error = Error::os("mapping a slice");
+            // SAFETY: our own reservation.
+            unsafe { libc::munmap(base.cast(), reserve) };
+            return Err(error);
+        }
+        // SAFETY: the parts of our own reservation before and after the mapping.
+        unsafe {
+            if skip > 0 {
+                libc::munmap(base.cast(), skip);
+            }
+            libc::munmap(start.add(len).cast(), RUN_SIZE - skip);
+        }
+        // mmap with MAP_FIXED over a reservation never gives the null page.
+        NonNull::new(start).map(|start| Self { start, len }).ok_or_else(|| Error::os("mapping a slice"))
+    }
+
+    fn at(&self, offset: usize) -> *mut u8 {
+        debug_assert!(offset < self.len);
+        // SAFETY: callers check that `offset` lies in the mapping.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+
+    fn address(&self, offset: usize) -> u64 {
+        self.start.as_ptr() as u64 + offset as u64
+    }
+
+    fn advise(&self, offset: usize, len: usize, advice: i32) -> Result<(), Error> {
+        // SAFETY: a range of our own mapping; none of the advices used takes the mapping away.
+        if unsafe { libc::madvise(self.at(offset).cast(), len, advice) } < 0 {
+            return Err(Error::os("madvise on a slice"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; who uses it outlives it by contract of `guest_addr`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}

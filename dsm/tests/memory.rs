@@ -1,0 +1,171 @@
+//! The back end against the real kernel: what `memory::SliceMemory` promises for each state of a page.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread;
+
+use ssi_dsm::Access;
+use ssi_dsm::memory::{Error, FaultKind, PAGE_SIZE, RUN_SIZE, SliceFault, SliceKind, SliceMemory, probe};
+
+/// A thread that touches guest memory; what it saw, when it ends.
+fn access(memory: &Arc<SliceMemory>, index: usize, write: Option<u8>) -> thread::JoinHandle<u8> {
+    let memory = memory.clone();
+    thread::spawn(move || {
+        // SAFETY: `index` is a page of the slice, which the thread keeps alive.
+        unsafe {
+            let byte = memory.guest_addr().add(index * PAGE_SIZE);
+            match write {
+                Some(value) => {
+                    byte.write_volatile(value);
+                    value
+                }
+                None => byte.read_volatile(),
+            }
+        }
+    })
+}
+
+/// The next access that waits.
+fn fault(memory: &SliceMemory) -> SliceFault {
+    loop {
+        if let Some(fault) = memory.faults(1).unwrap().pop() {
+            return fault;
+        }
+        let mut poll = libc::pollfd { fd: memory.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        assert_eq!(unsafe { libc::poll(&mut poll, 1, 20_000) }, 1, "no access was reported");
+    }
+}
+
+fn slice(kind: SliceKind) -> Arc<SliceMemory> {
+    Arc::new(SliceMemory::new(2 * RUN_SIZE, kind).unwrap())
+}
+
+#[test]
+fn the_probe_finds_every_feature_that_the_back_end_needs() {
+    let probe = probe().unwrap();
+    assert_eq!(probe.missing, []);
+}
+
+#[test]
+fn a_size_that_is_no_multiple_of_a_run_is_refused() {
+    for size in [0, 1, PAGE_SIZE, RUN_SIZE + PAGE_SIZE] {
+        let error = SliceMemory::new(size, SliceKind::Own).unwrap_err();
+        assert!(matches!(error, Error::Size(s) if s == size), "{error}");
+    }
+}
+
+#[test]
+fn dsm_2_an_own_page_is_plain_memory_until_it_is_asked_for() {
+    let memory = slice(SliceKind::Own);
+    assert_eq!(access(&memory, 3, Some(7)).join().unwrap(), 7);
+    assert!(!memory.is_watched(3));
+    assert_eq!(memory.faults(1).unwrap(), []);
+    memory.protect(3).unwrap();
+    assert!(memory.is_watched(3) && memory.is_watched(4) && !memory.is_watched(RUN_SIZE / PAGE_SIZE));
+    // A page of the watched run that was never touched is still served by the kernel.
+    assert_eq!(access(&memory, 4, Some(9)).join().unwrap(), 9);
+}
+
+#[test]
+fn dsm_2_a_write_to_a_shared_page_waits_and_a_read_does_not() {
+    let memory = slice(SliceKind::Own);
+    access(&memory, 0, Some(1)).join().unwrap();
+    memory.protect(0).unwrap();
+    assert_eq!(access(&memory, 0, None).join().unwrap(), 1);
+    let writer = access(&memory, 0, Some(2));
+    let seen = fault(&memory);
+    assert_eq!(seen, SliceFault { index: 0, access: Access::Write, kind: FaultKind::WriteProtected });
+    let mut bytes = [0; PAGE_SIZE];
+    memory.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes[0], 1, "the write must not have happened yet");
+    memory.unprotect(0).unwrap();
+    writer.join().unwrap();
+    memory.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes[0], 2);
+}
+
+#[test]
+fn dsm_2_an_access_to_an_invalid_page_waits_until_it_is_installed() {
+    let memory = slice(SliceKind::Own);
+    access(&memory, 5, Some(1)).join().unwrap();
+    memory.zap(5).unwrap();
+    let reader = access(&memory, 5, None);
+    assert_eq!(fault(&memory), SliceFault { index: 5, access: Access::Read, kind: FaultKind::Minor });
+    memory.store(5, &[42; PAGE_SIZE]).unwrap();
+    memory.install(5, Access::Read).unwrap();
+    assert_eq!(reader.join().unwrap(), 42);
+    let writer = access(&memory, 5, Some(43));
+    assert_eq!(fault(&memory).kind, FaultKind::WriteProtected, "installed Shared: a write still waits");
+    memory.install(5, Access::Write).unwrap();
+    writer.join().unwrap();
+}
+
+#[test]
+fn dsm_2_a_hole_of_an_own_slice_can_be_taken_away() {
+    let memory = slice(SliceKind::Own);
+    memory.zap(9).unwrap();
+    let reader = access(&memory, 9, None);
+    assert_eq!(
+        fault(&memory).kind,
+        FaultKind::Minor,
+        "a hole must not be filled by the kernel behind our back"
+    );
+    memory.install(9, Access::Write).unwrap();
+    assert_eq!(reader.join().unwrap(), 0);
+    memory.protect(10).unwrap();
+    let writer = access(&memory, 10, Some(1));
+    assert_eq!(fault(&memory).index, 10);
+    memory.install(10, Access::Write).unwrap();
+    writer.join().unwrap();
+}
+
+#[test]
+fn dsm_2_a_window_reports_the_first_access_and_every_one_after_a_zap() {
+    let memory = slice(SliceKind::Window);
+    let reader = access(&memory, 0, None);
+    assert_eq!(fault(&memory), SliceFault { index: 0, access: Access::Read, kind: FaultKind::Missing });
+    memory.store(0, &[5; PAGE_SIZE]).unwrap();
+    memory.install(0, Access::Write).unwrap();
+    assert_eq!(reader.join().unwrap(), 5);
+    access(&memory, 0, Some(6)).join().unwrap();
+    memory.zap(0).unwrap();
+    let mut bytes = [0; PAGE_SIZE];
+    memory.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes[0], 6);
+    memory.discard(0).unwrap();
+    let writer = access(&memory, 0, Some(1));
+    assert_eq!(fault(&memory), SliceFault { index: 0, access: Access::Write, kind: FaultKind::Missing });
+    memory.install(0, Access::Write).unwrap();
+    writer.join().unwrap();
+}
+
+#[test]
+fn eexist_installing_a_page_that_is_mapped_changes_its_protection_and_wakes() {
+    let memory = slice(SliceKind::Window);
+    memory.install(0, Access::Write).unwrap();
+    access(&memory, 0, Some(1)).join().unwrap();
+    memory.install(0, Access::Read).unwrap();
+    let writer = access(&memory, 0, Some(2));
+    assert_eq!(fault(&memory).kind, FaultKind::WriteProtected);
+    memory.install(0, Access::Write).unwrap();
+    assert_eq!(writer.join().unwrap(), 2);
+}
+
+#[test]
+fn dsm_i4_a_poisoned_page_wakes_its_waiters_and_unwatched_neighbours_are_untouched() {
+    let memory = slice(SliceKind::Window);
+    memory.install(0, Access::Write).unwrap();
+    access(&memory, 0, Some(1)).join().unwrap();
+    memory.poison(0).unwrap();
+    // What an access meets now is a SIGBUS; the kernel says so to a system call as EFAULT.
+    let mut pipe = [0; 2];
+    // SAFETY: `pipe` has room for two descriptors.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    // SAFETY: the kernel reads guest memory, which is ours; a poisoned page makes it fail, not crash.
+    let written = unsafe { libc::write(pipe[1], memory.guest_addr().cast(), 1) };
+    let error = std::io::Error::last_os_error();
+    assert_eq!((written, error.raw_os_error()), (-1, Some(libc::EFAULT)));
+    // SAFETY: our own descriptors.
+    assert_eq!(unsafe { libc::close(pipe[0]) | libc::close(pipe[1]) }, 0);
+}

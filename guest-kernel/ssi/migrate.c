@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * migrate(2) and checkpoints: asking a process to move, and the source's side of the move.
+ *
+ * The request is a piece of task work: the target is woken as by a signal, leaves its system call as for a signal, and does
+ * the work in its own context, at the point where it would take a signal (MIG-4, MIG-5).
+ */
+#define pr_fmt(fmt) "ssi: " fmt
+
+#include <linux/completion.h>
+#include <linux/cred.h>
+#include <linux/file.h>
+#include <linux/kernel.h>
+#include <linux/mm.h>
+#include <linux/ptrace.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+#include <linux/sched/task_stack.h>
+#include <linux/slab.h>
+#include <linux/syscalls.h>
+#include <linux/task_work.h>
+
+#include "lazy.h"
+#include "migrate.h"
+#include "task.h"
+#include "uapi.h"
+#include "wire.h"
+
+#define START_TIMEOUT	(30 * HZ)	/* for the target to come to its signal point */
+#define NODE_NET	0x0a400100	/* 10.64.1.0/24: node n is .n+2 */
+
+struct move {
+	struct callback_head work;
+	refcount_t ref;			/* the caller's and the target's */
+	struct completion done;
+	int result;
+	struct ssi_task *st;
+	u32 dest;
+	u64 flags;			/* SSI_MOVE_* */
+	u64 id;				/* at the destination */
+	u64 t0_us;			/* what the offer took */
+	struct file *file;		/* of a checkpoint; NULL: a move */
+	u32 checkpoint_flags;
+};
+
+static void put_move(struct move *m)
+{
+	if (!refcount_dec_and_test(&m->ref))
+		return;
+	if (m->file)
+		fput(m->file);
+	ssi_task_put(m->st);
+	kfree(m);
+}
+
+/* Once per move, by whoever ends it. */
+static void finish(struct move *m, int result)
+{
+	spin_lock(&m->st->lock);
+	m->st->moving = false;
+	spin_unlock(&m->st->lock);
+	m->result = result;
+	complete(&m->done);
+	put_move(m);
+}
+
+static void set_why(struct ssi_task *st, const char *why)
+{
+	spin_lock(&st->lock);
+	strscpy(st->why, why, sizeof(st->why));
+	spin_unlock(&st->lock);
+}
+
+static u64 us_since(u64 ns)
+{
+	return div_u64(ktime_get_ns() - ns, NSEC_PER_USEC);
+}
+
+/* The image's way to another cell: one-way messages; what goes wrong there is told by READY. */
+static int flush_to_cell(struct ssi_sink *sink)
+{
+	int err;
+
+	*(u64 *)(sink->buf - sizeof(u64)) = sink->id;
+	err = ssi_post(sink->cell, SSI_OP_MIGRATE_DATA, sink->buf - sizeof(u64), sink->used + sizeof(u64));
+	sink->used = 0;
+	return err;
+}
+
+static int sink_cell(struct ssi_sink *sink, u32 cell, u64 id)
+{
+	void *buf = kvmalloc(SSI_RPC_MAX, GFP_KERNEL);
+
+	memset(sink, 0, sizeof(*sink));
+	if (!buf)
+		return -ENOMEM;
+	sink->buf = buf + sizeof(u64);	/* the id goes before */
+	sink->room = SSI_RPC_MAX - sizeof(u64);
+	sink->cell = cell;
+	sink->id = id;
+	sink->flush = flush_to_cell;
+	return 0;
+}
+
+static int offer(struct move *m, struct task_struct *t)
+{
+	u64 start = ktime_get_ns();
+	struct ssi_offer o = {
+		.pid = task_tgid_nr(t),
+		.home = ssi_home_of(t),
+		.uid = from_kuid(&init_user_ns, task_uid(t)),
+		.flags = m->flags & SSI_MOVE_EAGER ? SSI_INCOMING_EAGER : 0,
+	};
+	ssize_t n;
+
+	get_task_comm(o.comm, t);
+	n = ssi_call(m->dest, SSI_OP_MIGRATE_OFFER, &o, sizeof(o), &m->id, sizeof(m->id), MAX_SCHEDULE_TIMEOUT);
+	m->t0_us = us_since(start);
+	if (n == -ENOTCONN) {
+		snprintf(m->st->why, SSI_WHY_MAX, "no migrationd runs in cell %u", m->dest);
+		return -EHOSTUNREACH;
+	}
+	return n == sizeof(m->id) ? 0 : n < 0 ? n : -EPROTO;
+}
+
+static void abort_offer(struct move *m)
+{
+	ssi_post(m->dest, SSI_OP_MIGRATE_ABORT, &m->id, sizeof(m->id));
+}
+
+static int wait_ready(struct move *m, struct ssi_save *s)
+{
+	struct ssi_ready ready;
+	ssize_t n = ssi_call(m->dest, SSI_OP_MIGRATE_READY, &m->id, sizeof(m->id), &ready, sizeof(ready),
+			     MAX_SCHEDULE_TIMEOUT);
+
+	if (n < 0)
+		return n;
+	if (n != sizeof(ready))
+		return -EPROTO;
+	ready.why[SSI_WHY_MAX - 1] = 0;
+	if (ready.error) {
+		strscpy(s->why, ready.why, SSI_WHY_MAX);
+		return ready.error < 0 && ready.error >= -MAX_ERRNO ? ready.error : -EPROTO;
+	}
+	return 0;
+}
+
+/* The point of no return. 0: it runs there, or has died with that cell. */
+static int commit(struct move *m, struct ssi_save *s, u64 stop_ns)
+{
+	struct ssi_commit c = {
+		.id = m->id,
+		.stop_ns = stop_ns,
+		.t0_us = s->stat.t0_us,
+		.t1_us = s->stat.t1_us,
+		.t2_us = s->stat.t2_us,
+		.image_bytes = s->stat.image_bytes,
+	};
+	ssize_t n;
+
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	if (!ssi_cell_alive(m->dest))
+		return -EHOSTUNREACH;
+	n = ssi_call(m->dest, SSI_OP_MIGRATE_COMMIT, &c, sizeof(c), NULL, 0, MAX_SCHEDULE_TIMEOUT);
+	if (n == -EHOSTUNREACH) {	/* it may have begun to run there: it must not run here */
+		pr_notice("process %d was lost with cell %u as it arrived there\n", task_tgid_nr(current), m->dest);
+		return 0;
+	}
+	return n < 0 ? n : 0;
+}
+
+static void moved(struct move *m, struct ssi_save *s, u64 stop_ns)
+{
+	struct ssi_task *st = m->st;
+
+	s->stat.stop_us = us_since(stop_ns);
+	spin_lock(&st->lock);
+	st->role = st->home == ssi_this_cell() ? SSI_DEPUTY : SSI_GONE;
+	st->where = m->dest;
+	st->moves++;
+	st->why[0] = 0;
+	st->stop_ns = stop_ns;
+	st->stat = s->stat;
+	st->exited = st->lost = false;
+	spin_unlock(&st->lock);
+}
+
+/* What is left here is a task without memory and files. */
+static int leave_mm(struct mm_struct **empty)
+{
+	*empty = mm_alloc();
+	return *empty ? 0 : -ENOMEM;
+}
+
+/* 1: it has left, and current is its deputy or nothing; else 0 or -errno, and it goes on here. */
+static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
+{
+	struct mm_struct *empty = NULL;
+	struct ssi_lazy_src *src;
+	struct ssi_sink sink = {};
+	u64 start = ktime_get_ns();
+	int err;
+
+	s->stat.t0_us = m->t0_us;
+	src = ssi_lazy_keep(current->mm, m->dest, &s->lazy_id);
+	if (!src)
+		return -ENOMEM;
+	err = leave_mm(&empty);
+	if (!err)
+		err = sink_cell(&sink, m->dest, m->id);
+	if (!err) {
+		s->sink = &sink;
+		err = ssi_save(s);
+		s->stat.t1_us = us_since(start);
+		start = ktime_get_ns();
+		if (!err)
+			err = wait_ready(m, s);
+		s->stat.t2_us = us_since(start);
+		if (!err)
+			err = commit(m, s, stop_ns);
+		kvfree(sink.buf ? sink.buf - sizeof(u64) : NULL);
+	}
+	if (err) {
+		ssi_save_release(s, false);
+		ssi_lazy_release(src);
+		if (empty)
+			mmput(empty);
+		return err;
+	}
+	moved(m, s, stop_ns);
+	ssi_lazy_track(src, m->st->pid);
+	ssi_save_release(s, true);
+	set_dumpable(empty, get_dumpable(current->mm));
+	ssi_drop_mm(ssi_switch_mm(empty));
+	return 1;
+}
+
+static int write_checkpoint(struct move *m, struct ssi_save *s)
+{
+	struct ssi_sink sink;
+	int err = ssi_sink_file(&sink, m->file);
+
+	if (err)
+		return err;
+	s->sink = &sink;
+	err = ssi_save(s);
+	ssi_save_release(s, false);
+	ssi_sink_release(&sink);
+	if (!err && m->checkpoint_flags & SSI_CHECKPOINT_KILL)
+		do_send_sig_info(SIGKILL, SEND_SIG_PRIV, current, PIDTYPE_TGID);
+	return err;
+}
+
+/* In the context of the process that is to move. As move_to_cell(). */
+static int do_move(struct move *m, bool self)
+{
+	struct ssi_save *s = kzalloc(sizeof(*s), GFP_KERNEL);
+	char why[SSI_WHY_MAX] = {};
+	u64 stop_ns;
+	int err;
+
+	if (!s)
+		return -ENOMEM;
+	s->live = !m->file;
+	s->self = self;
+	s->dest = m->dest;
+	s->flags = m->flags;
+	s->why = why;
+	/* What has not come from the last cell yet comes first: the process is not stopped by this, only late. */
+	err = ssi_lazy_finish(current->mm);
+	stop_ns = ktime_get_ns();
+	if (!err)
+		err = ssi_check(s);
+	if (!err)
+		err = m->file ? write_checkpoint(m, s) : move_to_cell(m, s, stop_ns);
+	if (err < 0)
+		set_why(m->st, why);
+	if (m->file && !err) {
+		spin_lock(&m->st->lock);
+		m->st->stat = s->stat;
+		m->st->stat.stop_us = us_since(stop_ns);
+		m->st->stat.total_us = m->st->stat.stop_us;
+		m->st->why[0] = 0;
+		spin_unlock(&m->st->lock);
+	}
+	if (err == -ENOTSUPP)
+		err = -EOPNOTSUPP;
+	if (err < 0 && !m->file)
+		abort_offer(m);
+	kfree(s);
+	return err;
+}
+
+/* 1: it had left, and current, which was its deputy, is the process again. Else what the move ended with. */
+static int run_move(struct move *m, bool self)
+{
+	struct ssi_task *st = m->st;
+	u32 dest = m->dest;
+	int err;
+
+	if (current->flags & PF_EXITING || !current->mm || READ_ONCE(st->role) == SSI_DEPUTY ||
+	    READ_ONCE(st->role) == SSI_GONE) {
+		if (!m->file)
+			abort_offer(m);
+		finish(m, -ESRCH);
+		return -ESRCH;
+	}
+	err = do_move(m, self);
+	refcount_inc(&st->ref);
+	finish(m, err == 1 ? 0 : err);
+	if (err == 1)
+		ssi_depart(st, dest);
+	ssi_task_put(st);
+	return err;
+}
+
+static void move_work(struct callback_head *work)
+{
+	run_move(container_of(work, struct move, work), false);
+}
+
+/* May the caller move @t? */
+static int may_move(struct task_struct *t, u32 uid, u32 euid, bool capable)
+{
+	const struct cred *tc;
+	bool same;
+
+	if (is_global_init(t))
+		return -EPERM;
+	if (t->flags & PF_KTHREAD)
+		return -EINVAL;
+	rcu_read_lock();
+	tc = __task_cred(t);
+	same = euid == from_kuid(&init_user_ns, tc->uid) && euid == from_kuid(&init_user_ns, tc->suid);
+	same |= uid == from_kuid(&init_user_ns, tc->uid) && uid == from_kuid(&init_user_ns, tc->suid);
+	rcu_read_unlock();
+	return same || capable ? 0 : -EPERM;
+}
+
+static struct move *new_move(struct task_struct *t, int *err)
+{
+	struct move *m = kzalloc(sizeof(*m), GFP_KERNEL);
+
+	*err = -ENOMEM;
+	if (!m)
+		return NULL;
+	m->st = ssi_task_get(t, true);
+	if (!m->st) {
+		kfree(m);
+		return NULL;
+	}
+	refcount_set(&m->ref, 2);
+	init_completion(&m->done);
+	init_task_work(&m->work, move_work);
+	*err = 0;
+	spin_lock(&m->st->lock);
+	if (m->st->moving)
+		*err = -EBUSY;
+	else
+		m->st->moving = true;
+	spin_unlock(&m->st->lock);
+	if (*err) {
+		ssi_task_put(m->st);
+		kfree(m);
+		return NULL;
+	}
+	return m;
+}
+
+static int wait_for(struct move *m, struct task_struct *t)
+{
+	long left = wait_for_completion_interruptible_timeout(&m->done, START_TIMEOUT);
+	int err;
+
+	if (left <= 0 && task_work_cancel(t, &m->work)) {
+		err = left ? -EINTR : -ETIMEDOUT;
+		if (!left)
+			set_why(m->st, "it is stopped, or in a system call that cannot be interrupted");
+		if (!m->file)
+			abort_offer(m);
+		finish(m, err);
+	} else if (left <= 0 && wait_for_completion_killable(&m->done)) {
+		put_move(m);
+		return -EINTR;	/* and it goes on moving */
+	}
+	err = m->result;
+	put_move(m);
+	return err;
+}
+
+/* Has @t do it, and waits. 1: @t is current, and its registers are what it brought when it came home. */
+static int request(struct task_struct *t, u32 dest, u64 flags, struct file *file, u32 checkpoint_flags)
+{
+	struct move *m;
+	int err;
+
+	m = new_move(t, &err);
+	if (!m)
+		return err;
+	m->dest = dest;
+	m->flags = flags;
+	m->checkpoint_flags = checkpoint_flags;
+	if (file)
+		m->file = get_file(file);
+	else
+		err = offer(m, t);
+	if (err) {
+		finish(m, err);
+		put_move(m);
+		return err;
+	}
+	if (same_thread_group(t, current)) {
+		err = run_move(m, true);
+		put_move(m);
+		return err;
+	}
+	err = task_work_add(t, &m->work, TWA_SIGNAL);
+	if (err) {
+		if (!m->file)
+			abort_offer(m);
+		finish(m, -ESRCH);
+		put_move(m);
+		return -ESRCH;
+	}
+	return wait_for(m, t);
+}
+
+/* migrate(2) of a process that is in another cell: its home knows which. */
+static int ask(u32 cell, pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool capable)
+{
+	struct ssi_ask a = { .pid = pid, .dest = dest, .flags = flags, .uid = uid, .euid = euid, .capable = capable };
+	struct ssi_asked reply;
+	struct ssi_task *st;
+	ssize_t n = ssi_call_interruptible(cell, SSI_OP_MIGRATE_ASK, &a, sizeof(a), &reply, sizeof(reply));
+
+	if (n < 0)
+		return n;
+	if (n != sizeof(reply) || reply.error > 0 || reply.error < -MAX_ERRNO)
+		return -EPROTO;
+	reply.why[SSI_WHY_MAX - 1] = 0;
+	st = reply.why[0] ? ssi_task_get_pid(pid) : NULL;
+	if (st) {
+		set_why(st, reply.why);
+		ssi_task_put(st);
+	}
+	return reply.error;
+}
+
+static int migrate(pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool capable)
+{
+	struct task_struct *t;
+	struct ssi_task *st;
+	u32 where = ssi_this_cell();
+	int err;
+
+	t = pid ? find_get_task_by_vpid(pid) : get_task_struct(current);
+	if (!t) {
+		u32 home = ssi_home_of_pid(pid);
+
+		return home == ssi_this_cell() ? -ESRCH : ask(home, pid, dest, flags, uid, euid, capable);
+	}
+	err = may_move(t, uid, euid, capable);
+	st = err ? NULL : ssi_task_get(t, false);
+	if (st) {
+		spin_lock(&st->lock);
+		if (st->role == SSI_DEPUTY)
+			where = st->where;
+		else if (st->role == SSI_GONE)
+			err = -EAGAIN;
+		spin_unlock(&st->lock);
+		ssi_task_put(st);
+	}
+	if (!err && where != dest)
+		err = where == ssi_this_cell() ? request(t, dest, flags, NULL, 0) :
+						 ask(where, task_tgid_nr(t), dest, flags, uid, euid, capable);
+	put_task_struct(t);
+	return err;
+}
+
+static ssize_t handle_ask(struct ssi_request *req)
+{
+	const struct ssi_ask *a = req->body;
+	struct ssi_asked *reply = req->reply;
+	struct ssi_task *st;
+
+	if (req->len != sizeof(*a) || a->pid <= 0 || a->dest >= ssi_cells() || a->flags & ~SSI_MOVE_FLAGS)
+		return -EINVAL;
+	memset(reply, 0, sizeof(*reply));
+	reply->error = migrate(a->pid, a->dest, a->flags, a->uid, a->euid, a->capable);
+	st = ssi_task_get_pid(a->pid);
+	if (st) {
+		spin_lock(&st->lock);
+		strscpy(reply->why, st->why, sizeof(reply->why));
+		spin_unlock(&st->lock);
+		ssi_task_put(st);
+	}
+	return sizeof(*reply);
+}
+
+SYSCALL_DEFINE2(migrate, int, pid, unsigned long, addr)
+{
+	u32 node = addr & SSI_ADDR_NODE;
+	int err;
+
+	if (pid < 0 || addr & ~(SSI_ADDR_NODE | SSI_MOVE_FLAGS))
+		return -EINVAL;
+	if (node >= 0x01000000) {
+		if ((node & 0xffffff00) != NODE_NET || (node & 0xff) < 2)
+			return -EHOSTUNREACH;
+		node = (node & 0xff) - 2;
+	}
+	if (node != ssi_this_cell() && (!ssi_present() || node >= ssi_cells() || !ssi_cell_alive(node)))
+		return -EHOSTUNREACH;
+	err = migrate(pid, node, addr & SSI_MOVE_FLAGS, from_kuid(&init_user_ns, current_uid()),
+		      from_kuid(&init_user_ns, current_euid()), capable(CAP_SYS_PTRACE));
+	return err == 1 ? task_pt_regs(current)->ax : err;
+}
+
+int ssi_checkpoint(pid_t pid, struct file *file, u32 flags)
+{
+	struct task_struct *t = pid ? find_get_task_by_vpid(pid) : get_task_struct(current);
+	int err;
+
+	if (!t)
+		return -ESRCH;
+	if (is_global_init(t))
+		err = -EPERM;
+	else if (t->flags & PF_KTHREAD || same_thread_group(t, current))
+		err = -EINVAL;
+	else if (!ptrace_may_access(t, PTRACE_MODE_ATTACH_REALCREDS))
+		err = -EPERM;
+	else
+		err = request(t, 0, 0, file, flags);
+	put_task_struct(t);
+	return err;
+}
+
+static void cell_died(u32 cell)
+{
+	ssi_incoming_cell_died(cell);
+	ssi_lazy_cell_died(cell);
+	ssi_deputy_cell_died(cell);
+}
+
+static int __init migrate_init(void)
+{
+	ssi_rpc_register(SSI_OP_MIGRATE_ASK, handle_ask);
+	ssi_on_cell_death(cell_died);
+	return 0;
+}
+fs_initcall(migrate_init);

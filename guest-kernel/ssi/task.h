@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What is known of a process that has moved, moves, or could not: /proc/ssi/<pid>/{stat,why}.
+ */
+#ifndef _SSI_TASK_H
+#define _SSI_TASK_H
+
+#include <linux/refcount.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+
+#include "move.h"
+
+struct ssi_incoming_move;
+
+enum ssi_role {
+	SSI_NATIVE,	/* born here and here */
+	SSI_DEPUTY,	/* born here and elsewhere */
+	SSI_RUNNER,	/* born elsewhere and here */
+	SSI_GONE,	/* born elsewhere and elsewhere again: what is left ends silently */
+};
+
+/* What a process used, told to its home when it ends. */
+struct ssi_usage {
+	u64 utime, stime, cutime, cstime;	/* ns */
+	u64 min_flt, maj_flt, nvcsw, nivcsw, maxrss;
+} __packed;
+
+/* One per process that the layer has had to do with, from then until it ends. */
+struct ssi_task {
+	struct hlist_node node;		/* in the table by sig: tasks_lock */
+	struct signal_struct *sig;	/* the process; only compared */
+	refcount_t ref;
+	pid_t pid;
+	struct proc_dir_entry *proc;
+
+	spinlock_t lock;		/* of what follows */
+	enum ssi_role role;
+	bool moving;
+	u32 home;
+	u32 where;			/* cell in which it runs */
+	u32 moves;
+	s32 ppid, pgrp, sid;		/* at home; of a runner */
+	char why[SSI_WHY_MAX];
+	struct ssi_move_stat stat;
+	u64 stop_ns;			/* when the last move stopped it */
+
+	/* of a deputy */
+	wait_queue_head_t wait;
+	bool exited;			/* status and usage are valid */
+	bool lost;			/* the cell where it ran died */
+	int status;			/* as wait(2) gives it */
+	struct ssi_usage usage;
+	struct ssi_incoming_move *coming;	/* it comes home; with a reference */
+};
+
+/* The entry of the process of @t, with a reference; NULL if there is none and @create is not set, or no memory. */
+struct ssi_task *ssi_task_get(struct task_struct *t, bool create);
+struct ssi_task *ssi_task_get_pid(pid_t pid);	/* among those that there are */
+void ssi_task_put(struct ssi_task *st);
+void ssi_task_forget(struct ssi_task *st);	/* the process ends */
+void ssi_task_each(void (*fn)(struct ssi_task *st, u32 arg), u32 arg);	/* those that there are now */
+
+u32 ssi_home_of_pid(pid_t pid);
+u32 ssi_home_of(struct task_struct *t);
+u32 ssi_moves_of(struct task_struct *t);
+s32 ssi_ppid_of(struct task_struct *t);
+s32 ssi_pgrp_of(struct task_struct *t);
+s32 ssi_sid_of(struct task_struct *t);
+
+#endif

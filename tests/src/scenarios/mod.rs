@@ -1,0 +1,66 @@
+//! The table of scenarios. Each is one line here and one function in a file of its subject.
+
+use anyhow::Result;
+
+use crate::cluster::{Bench, Cluster};
+
+mod bad_input;
+mod cluster_life;
+mod files;
+mod moving;
+mod web;
+
+/// What a scenario needs.
+#[derive(Debug, Clone, Copy)]
+pub enum Need {
+    /// A two-cell cluster, shared with other scenarios: it leaves it as it found it.
+    Shared(fn(&Cluster<'_>) -> Result<()>),
+    /// It boots what it needs itself.
+    Own(fn(&Bench) -> Result<()>),
+}
+
+/// One scenario.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Named after the clause or promise that it proves.
+    pub name: &'static str,
+    /// How it runs.
+    pub need: Need,
+}
+
+const fn shared(name: &'static str, run: fn(&Cluster<'_>) -> Result<()>) -> Scenario {
+    Scenario { name, need: Need::Shared(run) }
+}
+
+const fn own(name: &'static str, run: fn(&Bench) -> Result<()>) -> Scenario {
+    Scenario { name, need: Need::Own(run) }
+}
+
+/// Every scenario, in the order in which they run.
+pub const ALL: &[Scenario] = &[
+    shared("up_shows_two_nodes_and_what_runs_where", cluster_life::status),
+    shared("exec_carries_output_input_and_status", cluster_life::exec),
+    shared("dsm_1_counters_in_each_others_slices_are_exact", cluster_life::selftest),
+    shared("clock_monotonic_agrees_between_cells", cluster_life::clock),
+    shared("root_what_one_cell_closes_another_reads", files::close_to_open),
+    shared("root_is_the_same_for_all_cells", files::same_tree),
+    shared("net_3_apache_answers_byte_for_byte", web::apache),
+    shared("net_1_a_cell_reaches_outside_through_the_gateway", web::outgoing),
+    shared("mig_1_counter_moves_and_comes_back_on_its_terminal", moving::counter),
+    shared("mig_1_migrate_from_outside_does_the_same", moving::outside),
+    shared("mig_2_the_parent_gets_the_status_from_the_other_cell", moving::wait_status),
+    shared("mig_4_kill_by_pid_reaches_it_from_every_cell", moving::kill),
+    shared("mig_4_ctrl_c_reaches_it", moving::ctrl_c),
+    shared("mig_5_a_sleep_in_progress_goes_on", moving::sleep_goes_on),
+    shared("mig_6_input_from_the_terminal_follows", moving::terminal_input),
+    shared("mig_6_pipes_stay_connected", moving::pipes),
+    shared("mig_6_resources_survive_moves_at_random_points", moving::resources),
+    shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
+    shared("mig_7_heap100_eagerly_there_and_back", moving::heap_eager),
+    shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred),
+    shared("bad_input_is_refused_with_a_reason", bad_input::refusals),
+    shared("restart_refuses_foreign_images", bad_input::foreign_images),
+    own("down_leaves_nothing_and_twice_is_told", cluster_life::down_twice),
+    own("up_refuses_what_is_in_use", cluster_life::in_use),
+    own("up_interrupted_leaves_nothing", cluster_life::interrupted),
+];

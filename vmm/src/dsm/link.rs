@@ -1,0 +1,76 @@
+//! The way to other nodes.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use ssi_dsm::NodeId;
+
+use super::Dsm;
+use crate::worker::{Exit, Stop, Worker};
+
+/// Carries DSM frames to other nodes.
+pub trait Link: Send + Sync + fmt::Debug {
+    /// Hands `frame` (at most [`ssi_dsm::wire::MAX_BYTES`]) over to the way to `to`. Frames for one node arrive whole, in
+    /// the order of the calls, or never, if the node dies. Called under a lock that the receiving side takes too, so it
+    /// never waits for the peer: what does not fit the socket is queued (the protocol bounds how much that is). A node
+    /// that is dead is no error: its death is reported by itself.
+    fn send(&self, to: NodeId, frame: &[u8]);
+}
+
+type Frame = (NodeId, Vec<u8>);
+
+/// Links between nodes of one process: a queue and a thread for each receiver.
+#[derive(Debug)]
+pub struct LocalLinks {
+    queues: Vec<(Sender<Frame>, Receiver<Frame>)>,
+}
+
+#[derive(Debug)]
+struct LocalLink {
+    me: NodeId,
+    to: Vec<Sender<Frame>>,
+}
+
+impl LocalLinks {
+    /// For `nodes` nodes.
+    pub fn new(nodes: u16) -> Self {
+        Self { queues: (0..nodes).map(|_| unbounded()).collect() }
+    }
+
+    /// The link of node `me`.
+    pub fn of(&self, me: NodeId) -> Arc<dyn Link> {
+        Arc::new(LocalLink { me, to: self.queues.iter().map(|(sender, _)| sender.clone()).collect() })
+    }
+
+    /// Delivers what is sent to node `me` until the worker is dropped.
+    ///
+    /// # Errors
+    /// If no thread can be had.
+    pub fn deliver(&self, me: NodeId, dsm: &Arc<Dsm>, exit: &Exit) -> std::io::Result<Worker> {
+        let queue = self.queues[usize::from(me.0)].1.clone();
+        let dsm = Arc::downgrade(dsm);
+        Worker::spawn(&format!("dsm-link-{}", me.0), exit, move |stop| {
+            run(&queue, &dsm, stop);
+            Ok(())
+        })
+    }
+}
+
+fn run(queue: &Receiver<Frame>, dsm: &Weak<Dsm>, stop: &Stop) {
+    while !stop.is_triggered() {
+        let Some(dsm) = dsm.upgrade() else { return };
+        if let Ok((from, frame)) = queue.recv_timeout(std::time::Duration::from_millis(20)) {
+            dsm.message(from, &frame);
+        }
+    }
+}
+
+impl Link for LocalLink {
+    fn send(&self, to: NodeId, frame: &[u8]) {
+        if let Some(queue) = self.to.get(usize::from(to.0)) {
+            // The receiver lives as long as `LocalLinks`; afterwards nobody waits for the frame.
+            let _ = queue.send((self.me, frame.to_vec()));
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The node's side of the DSM: the memory of all slices, the threads that serve it, and its place on the fabric.
+//!
+//! ```text
+//!  vCPU, device threads          "dsm-0", "dsm-1", ...: one thread a slice          fabric's page readers
+//!  touch the guest mapping           |                                                  |
+//!        | sleeps in a fault         v                                                  v
+//!        +----------------> userfaultfd, timer --> slice 0: lock { Driver } <--- Dsm::message(from, frame)
+//!                                                     |  memory: zap, protect, install, wake
+//!                                                     +--> Link::send (never waits)
+//! ```
+//! One lock a slice; nothing that is done under it waits, so pages of different slices never wait for each other, and two
+//! nodes never for each other's locks. Threads here never touch a guest mapping.
+//!
+//! # Order of a start
+//! 1. [`Dsm::new`] makes the memory of every slice. 2. [`Dsm::ram_regions`] go into the machine. 3. [`Dsm::start`] with the
+//!    link, before the first vCPU runs and before the first message comes. 4. Frames of the fabric's `page` class go to
+//!    [`Dsm::message`] (a `Dsm` is a fabric [`Handler`](crate::fabric::Handler)), deaths to [`Dsm::node_died`].
+
+mod fabric;
+mod link;
+mod service;
+
+pub use fabric::FabricLink;
+pub use link::{Link, LocalLinks};
+pub use service::{Dsm, DsmError, PageLost};
+
+#[cfg(test)]
+mod tests;
