@@ -34,7 +34,7 @@ struct region {
 	u64 *frames;		/* SSI_MAP_PAGES, 0: none; NULL: not asked yet */
 };
 
-struct range {
+struct part {
 	unsigned long start, end;
 };
 
@@ -47,7 +47,7 @@ struct ssi_lazy {
 	spinlock_t lock;
 	wait_queue_head_t wait;
 	struct xarray regions;	/* of struct region, by address >> REGION_SHIFT */
-	struct range *ranges;	/* in which pages of the source may be; in order */
+	struct part *ranges;	/* in which pages of the source may be; in order */
 	unsigned int nranges;
 	bool closed;		/* the address space ends: nothing more is brought */
 	bool complete;		/* everything is here, or lost */
@@ -478,14 +478,14 @@ static int gather_ranges(struct ssi_restore *r, struct ssi_lazy *lazy)
 		return -ENOMEM;
 	ssi_for_each_rec(r, raw, SSI_REC_VMA) {
 		const struct ssi_rec_vma *v = (const void *)raw->data;
-		struct range *last = lazy->nranges ? &lazy->ranges[lazy->nranges - 1] : NULL;
+		struct part *last = lazy->nranges ? &lazy->ranges[lazy->nranges - 1] : NULL;
 
 		if (!(v->flags & SSI_VMA_ANON))
 			continue;
 		if (last && last->end == v->start)
 			last->end = v->end;
 		else
-			lazy->ranges[lazy->nranges++] = (struct range){ v->start, v->end };
+			lazy->ranges[lazy->nranges++] = (struct part){ v->start, v->end };
 	}
 	return 0;
 }

@@ -189,7 +189,7 @@ static void moved(struct move *m, struct ssi_save *s, u64 stop_ns)
 }
 
 /* What is left here is a task without memory and files. */
-static int leave_mm(struct mm_struct **empty)
+static int empty_mm(struct mm_struct **empty)
 {
 	*empty = mm_alloc();
 	return *empty ? 0 : -ENOMEM;
@@ -208,7 +208,7 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 	src = ssi_lazy_keep(current->mm, m->dest, &s->lazy_id);
 	if (!src)
 		return -ENOMEM;
-	err = leave_mm(&empty);
+	err = empty_mm(&empty);
 	if (!err)
 		err = sink_cell(&sink, m->dest, m->id);
 	if (!err) {

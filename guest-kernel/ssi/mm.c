@@ -9,6 +9,9 @@
 #include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
+#include <linux/binfmts.h>
+#include <linux/security.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/mmu_context.h>
 #include <linux/pagemap.h>
 #include <linux/personality.h>

@@ -89,6 +89,8 @@ fn wait(exit: &Exit) {
 const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 /// jmp to itself
 const SPIN: [u8; 2] = [0xeb, 0xfe];
+/// mov dx, 0x3f8; mov al, '\n'; out dx, al; jmp to itself
+const SAY_AND_SPIN: [u8; 9] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, 0xeb, 0xfe];
 
 #[test]
 fn a_guest_that_resets_ends_cleanly_with_its_output_handed_on() {
@@ -106,8 +108,10 @@ fn a_guest_that_resets_ends_cleanly_with_its_output_handed_on() {
 
 #[test]
 fn stop_gets_vcpus_out_of_an_endless_loop_and_out_of_their_wait_for_a_start() {
-    let (mut machine, _, exit) = machine(&SPIN, 3, Vec::new());
+    let (mut machine, serial, exit) = machine(&SAY_AND_SPIN, 3, Vec::new());
+    let (_, live) = serial.subscribe();
     machine.run().unwrap();
+    live.recv().unwrap();
     machine.stop();
     assert_eq!(machine.end(), Some(End::Stopped));
     assert!(exit.is_triggered());
@@ -117,8 +121,10 @@ fn stop_gets_vcpus_out_of_an_endless_loop_and_out_of_their_wait_for_a_start() {
 
 #[test]
 fn dropping_a_running_machine_stops_it() {
-    let (mut machine, _, exit) = machine(&SPIN, 1, Vec::new());
+    let (mut machine, serial, exit) = machine(&SAY_AND_SPIN, 1, Vec::new());
+    let (_, live) = serial.subscribe();
     machine.run().unwrap();
+    live.recv().unwrap();
     drop(machine);
     assert!(exit.is_triggered());
 }
