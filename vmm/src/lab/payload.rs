@@ -13,6 +13,8 @@ const SECTOR: usize = 512;
 
 /// Where things are inside the emulated host.
 pub mod place {
+    /// Links to the block devices, named after their serial numbers.
+    pub const DISKS: &str = "/dev/ssi-images";
     /// The cells' kernel (ELF), a block device.
     pub const KERNEL: &str = "/dev/ssi-images/kernel";
     /// The root image, a block device (erofs).
