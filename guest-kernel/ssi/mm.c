@@ -76,6 +76,8 @@ static int mm_check(struct ssi_save *s)
 	struct vm_area_struct *vma;
 	int err = 0;
 
+	if (test_bit(MMF_SSI, &mm->flags))
+		return -EAGAIN;		/* it has moved since the caller looked */
 	if (rcu_access_pointer(mm->ioctx_table))
 		return ssi_why(s, "it uses asynchronous I/O (io_setup)");
 	if (test_bit(MMF_HAS_UPROBES, &mm->flags))
