@@ -467,7 +467,7 @@ int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
 
 	if (home == ssi_this_cell() || home >= ssi_cells() || task_active_pid_ns(current) != &init_pid_ns)
 		return -ESRCH;
-	if (!is_si_special(info))
+	if (info != SEND_SIG_NOINFO && info != SEND_SIG_PRIV)
 		msg.info = *info;
 	msg.info.si_signo = sig;
 	n = ssi_call(home, SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);

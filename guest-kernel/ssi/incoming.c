@@ -144,11 +144,12 @@ int ssi_incoming_read(struct ssi_source *src, void *buf, size_t len)
 	return 0;
 }
 
-int ssi_incoming_ready(struct ssi_incoming_move *in)
+int ssi_incoming_ready(struct ssi_incoming_move *in, u64 t3_us)
 {
 	int err = 0;
 
 	spin_lock(&in->lock);
+	in->t3_us = t3_us;
 	if (in->state == SSI_IN_ACCEPTED)
 		in->state = SSI_IN_READY;
 	else
@@ -273,6 +274,7 @@ static ssize_t handle_ready(struct ssi_request *req)
 		reply->error = in->error;
 		strscpy(reply->why, in->why, sizeof(reply->why));
 	}
+	reply->t3_us = in->t3_us;
 	spin_unlock(&in->lock);
 	if (reply->error)
 		unlist(in);

@@ -18,6 +18,7 @@
 #include "move.h"
 #include "rpc.h"
 #include "task.h"
+#include "uapi.h"
 
 /*
  * What a process consists of. In the order in which it is built: the address space first, since it can take long and is

@@ -5,7 +5,8 @@
  *	run [iterations [handoffs]]	every cell, at the same time, in pages of every cell's slice: atomic additions to
  *					one counter, plain additions to a counter of its own beside the others' (false
  *					sharing), and for each pair plain additions in turns. Then a FETCH of a page.
- *	rpc [rounds]			calls of all sizes by many threads at once, calls back, a call that times out
+ *	rpc [rounds]			calls of all sizes by many threads at once, calls back, posts in order, a call that
+ *					times out
  *	ping cell [count [bytes]]	round trips, with their time
  *	clock cell [count]		whether CLOCK_MONOTONIC there is between its readings here before and after
  *
@@ -41,12 +42,15 @@ enum {
 	OP_SLEEP,
 	OP_SLEEPERS,
 	OP_CLOCK,
+	OP_STEP,
+	OP_STEPS = SSI_OP_SELFTEST + 9,	/* 8 is rfile_test.c's */
 };
 
 #define CALL_TIMEOUT	(30 * HZ)
 #define WORK_TIMEOUT	(900 * HZ)
 #define TURN_TIMEOUT	(120 * HZ)
 #define ITERATIONS_MAX	10000000U
+#define CALLERS		16
 
 /* One page of each home, for all cells. */
 struct counters {
@@ -322,6 +326,42 @@ static ssize_t count_sleepers(struct ssi_request *req)
 	return sizeof(count);
 }
 
+/* The last step of each caller of each cell; U32_MAX once one came out of turn. Posts are handled one by one: no lock. */
+static u32 steps[SSI_CELLS_MAX][CALLERS];
+
+struct step {
+	__le32 caller;
+	__le32 number;			/* from 0, which begins a new series */
+};
+
+static ssize_t step(struct ssi_request *req)
+{
+	const struct step *step = req->body;
+	u32 caller, number, *last;
+
+	if (req->len != sizeof(*step) || le32_to_cpu(step->caller) >= CALLERS)
+		return -EINVAL;
+	caller = le32_to_cpu(step->caller);
+	number = le32_to_cpu(step->number);
+	last = &steps[req->cell][caller];
+	if (!number || *last == number - 1)
+		*last = number;
+	else
+		*last = U32_MAX;
+	return 0;
+}
+
+static ssize_t tell_steps(struct ssi_request *req)
+{
+	const struct step *step = req->body;
+	__le32 *last = req->reply;
+
+	if (req->len != sizeof(*step) || le32_to_cpu(step->caller) >= CALLERS)
+		return -EINVAL;
+	*last = cpu_to_le32(steps[req->cell][le32_to_cpu(step->caller)]);
+	return sizeof(*last);
+}
+
 static ssize_t tell_clock(struct ssi_request *req)
 {
 	__le64 now = cpu_to_le64(ktime_get_ns());
@@ -465,13 +505,22 @@ static bool test_run(struct seq_buf *out, unsigned int iterations, unsigned int 
 
 /* ---- rpc ---- */
 
-#define CALLERS		16
-
 struct caller {
 	unsigned int number, rounds;
 	u64 failed_count;
 	struct completion done;
 };
+
+/* A post, and a call that must find it, and all before it, done. */
+static bool take_step(u32 cell, u32 caller, u32 number)
+{
+	struct step step = { .caller = cpu_to_le32(caller), .number = cpu_to_le32(number) };
+	__le32 last;
+
+	return !ssi_post(cell, OP_STEP, &step, sizeof(step)) &&
+	       (number % 4 || (ssi_call(cell, OP_STEPS, &step, sizeof(step), &last, sizeof(last), CALL_TIMEOUT) ==
+			       sizeof(last) && le32_to_cpu(last) == number));
+}
 
 static int caller_thread(void *arg)
 {
@@ -490,7 +539,7 @@ static int caller_thread(void *arg)
 		n = ssi_call(cell, op, body, len, reply, SSI_RPC_MAX, CALL_TIMEOUT);
 		if (n != len || memcmp(body, reply, len))
 			caller->failed_count++;
-		if (i % 16 == 0 && ssi_post(cell, SSI_OP_PING, body, len))
+		if (!take_step(cell, caller->number, i / ssi_cells()))
 			caller->failed_count++;
 	}
 	if (!body || !reply)
@@ -694,6 +743,8 @@ static int __init selftest_init(void)
 	ssi_rpc_register(OP_SLEEP, sleep);
 	ssi_rpc_register(OP_SLEEPERS, count_sleepers);
 	ssi_rpc_register(OP_CLOCK, tell_clock);
+	ssi_rpc_register(OP_STEP, step);
+	ssi_rpc_register(OP_STEPS, tell_steps);
 	return proc_create("selftest", 0600, ssi_proc_root, &selftest_ops) ? 0 : -ENOMEM;
 }
 rootfs_initcall(selftest_init);

@@ -22,6 +22,7 @@
 #include <uapi/linux/sched/types.h>
 
 #include "move.h"
+#include "task.h"
 
 static int check_kin(struct ssi_save *s)
 {

@@ -18,7 +18,7 @@ enum {
 	SSI_OP_MIGRATE_ABORT	= SSI_OP_MIGRATE + 4,	/* u64 id; one-way */
 	SSI_OP_MIGRATE_ASK	= SSI_OP_MIGRATE + 5,	/* ssi_ask -> ssi_asked: migrate(2) on a process that is elsewhere */
 	SSI_OP_MIGRATE_MAP	= SSI_OP_MIGRATE + 6,	/* destination -> source: ssi_map_request -> u64 frames[SSI_MAP_PAGES] */
-	SSI_OP_MIGRATE_FREE	= SSI_OP_MIGRATE + 7,	/* ssi_lazy_done; one-way */
+	SSI_OP_MIGRATE_FREE	= SSI_OP_MIGRATE + 7,	/* ssi_lazy_done -> ssi_lazy_counts */
 
 	SSI_OP_DEPUTY_SIGNAL	= SSI_OP_DEPUTY + 0,	/* home -> runner: ssi_signal; -ESRCH: not here (any more) */
 	SSI_OP_DEPUTY_KILL	= SSI_OP_DEPUTY + 1,	/* anywhere -> home: ssi_kill: kill(2) of a PID unknown there */
@@ -39,6 +39,7 @@ struct ssi_offer {
 
 struct ssi_ready {
 	s32 error;
+	u64 t3_us;		/* eager: what bringing the pages took */
 	char why[SSI_WHY_MAX];
 } __packed;
 
@@ -69,6 +70,10 @@ struct ssi_map_request {
 
 struct ssi_lazy_done {
 	u64 id;
+} __packed;
+
+struct ssi_lazy_counts {
+	u64 pages_sent, pages_absent, pages_unmodified;
 } __packed;
 
 struct ssi_signal {

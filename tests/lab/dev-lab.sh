@@ -87,7 +87,7 @@ run() {
         -cpu max,-la57,-xsave,-avx,-xsaveopt,-mpx,-pku,-erms \
         -m "$host_memory" -smp 2 -nodefaults -no-user-config -no-reboot -display none \
         -kernel "$host" -initrd "$work/host.cpio" -serial stdio \
-        -append "console=ttyS0 quiet tsc_early_khz=$khz tsc=reliable reboot=t panic=-1"
+        -append "console=ttyS0 quiet tsc_early_khz=$khz tsc=reliable kvm.halt_poll_ns=0 reboot=t panic=-1"
     echo $? >"$work/status"
 }
 if [ "$input" = - ]; then run; else run </dev/null; fi | tee "$work/log"

@@ -47,7 +47,7 @@ pub const CHECKS: &[Check] = &[
     check("threads", "threads of ssivmm start in one place", Work::Own(house::threads), &[]),
     check(
         "patches",
-        "the kernel patches are numbered without a gap and say why",
+        "the kernel patches are numbered, and say why they are there",
         Work::Own(house::patches),
         &[],
     ),

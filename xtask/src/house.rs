@@ -155,22 +155,40 @@ fn starts_a_thread(line: &str) -> bool {
     ["thread::spawn(", "thread::Builder::", "thread::scope("].iter().any(|start| code.contains(start))
 }
 
-/// Patches are numbered from 0001 without a gap, and each has a message of its own.
+/// Patches begin with a number of four digits, no two with the same, and each says why it is there.
 pub fn patches(source: &Source) -> Result<()> {
     let mut findings = Vec::new();
-    let all = ssi_images::hash::files(&source.join("guest-kernel/patches"))?;
-    for (index, (name, path)) in all.iter().filter(|(name, _)| name.ends_with(".patch")).enumerate() {
-        if !name.starts_with(&format!("{:04}-", index + 1)) {
-            findings.push(format!("{name}: is number {} of the series", index + 1));
+    let mut numbers = Vec::new();
+    for (name, path) in ssi_images::hash::files(&source.join("guest-kernel/patches"))? {
+        if !name.ends_with(".patch") {
+            continue;
+        }
+        match patch_number(&name) {
+            Some(number) if numbers.contains(&number) => {
+                findings.push(format!("{name}: another one has number {number}"))
+            }
+            Some(number) => numbers.push(number),
+            None => findings.push(format!("{name}: does not begin with four digits and a dash")),
         }
         let text = fs::read_to_string(path).with_context(|| format!("{name} is not text"))?;
-        let message = text.split("\n---\n").next().unwrap_or_default();
-        let body = message.split_once("\n\n").map(|(_, body)| body.trim()).unwrap_or_default();
-        if !message.contains("Subject:") || body.is_empty() {
+        if !explains_itself(&text) {
             findings.push(format!("{name}: does not say why"));
         }
     }
     report(&findings, "patches that are out of order or unexplained")
+}
+
+fn patch_number(name: &str) -> Option<u32> {
+    let (number, _) = name.split_once('-')?;
+    (number.len() == 4).then(|| number.parse().ok())?
+}
+
+/// Does a patch have a subject and a message below it?
+fn explains_itself(patch: &str) -> bool {
+    let message =
+        patch.split("\n---\n").next().and_then(|text| text.split("\ndiff --git ").next()).unwrap_or_default();
+    let body = message.split_once("\n\n").map(|(_, body)| body.trim()).unwrap_or_default();
+    message.contains("Subject:") && !body.is_empty()
 }
 
 #[cfg(test)]
@@ -203,6 +221,15 @@ mod tests {
             assert!(is_test(Path::new(path)), "{path}");
         }
         assert!(!is_test(Path::new("vmm/src/worker.rs")) && !is_test(Path::new("vmm/src/testing.rs")));
+    }
+
+    #[test]
+    fn a_patch_has_a_number_and_a_message() {
+        assert_eq!(patch_number("0104-x.patch"), Some(104));
+        assert_eq!(patch_number("104-x.patch"), None);
+        assert_eq!(patch_number("01a4-x.patch"), None);
+        assert!(explains_itself("From x\nSubject: [PATCH] y\n\nBecause.\n\ndiff --git a/f b/f\n"));
+        assert!(!explains_itself("From x\nSubject: [PATCH] y\n\ndiff --git a/f b/f\n"));
     }
 
     #[test]

@@ -73,6 +73,11 @@ impl State {
         }
     }
 
+    /// In the directory `root`.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     fn clusters(&self) -> PathBuf {
         self.root.join("clusters")
     }

@@ -19,10 +19,12 @@
 /// Round trips of page faults between processes, against raw TCP: `ssivmm bench dsm`.
 pub mod bench;
 mod fabric;
+mod hold;
 mod link;
 mod service;
 
 pub use fabric::FabricLink;
+pub use hold::{HOLD_MAX_US, HOLD_MIN_US, measured_hold_us};
 pub use link::{Link, LocalLinks};
 pub use service::{Dsm, DsmError, PageLost};
 

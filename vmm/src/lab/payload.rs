@@ -13,14 +13,16 @@ const SECTOR: usize = 512;
 
 /// Where things are inside the emulated host.
 pub mod place {
+    /// Links to the block devices, named after their serial numbers.
+    pub const DISKS: &str = "/dev/ssi-images";
     /// The cells' kernel (ELF), a block device.
-    pub const KERNEL: &str = "/dev/ssi/kernel";
+    pub const KERNEL: &str = "/dev/ssi-images/kernel";
     /// The root image, a block device (erofs).
-    pub const ROOT: &str = "/dev/ssi/root";
+    pub const ROOT: &str = "/dev/ssi-images/root";
     /// The tools image, a block device (erofs).
-    pub const TOOLS: &str = "/dev/ssi/tools";
+    pub const TOOLS: &str = "/dev/ssi-images/tools";
     /// The payload, a block device.
-    pub const PAYLOAD: &str = "/dev/ssi/payload";
+    pub const PAYLOAD: &str = "/dev/ssi-images/payload";
     /// The cluster's secret: a file, mode 0600, that PID 1 writes.
     pub const SECRET: &str = "/run/ssi/secret";
     /// The work, as JSON: a file, mode 0600, that PID 1 writes.

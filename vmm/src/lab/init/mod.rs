@@ -99,14 +99,16 @@ fn mount_at(source: &str, at: &Path, kind: &str, options: &str) -> Result<()> {
 
 /// Names each disk after its serial number: which card is which does not depend on the order of discovery.
 fn name_disks() -> Result<()> {
-    fs::create_dir_all("/dev/ssi")?;
+    // Not below /dev/ssi: that is the ssi device of a kernel that can be a cell.
+    fs::create_dir_all(place::DISKS)?;
     for entry in fs::read_dir("/sys/block")? {
         let disk = entry?;
         let serial = fs::read_to_string(disk.path().join("serial")).unwrap_or_default();
         if let Some(name) = serial.trim().strip_prefix("ssi-") {
             let device = Path::new("/dev").join(disk.file_name());
             if fs::metadata(&device).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
-                symlink(&device, Path::new("/dev/ssi").join(name))?;
+                symlink(&device, Path::new(place::DISKS).join(name))
+                    .with_context(|| format!("cannot name the disk {name}"))?;
             }
         }
     }

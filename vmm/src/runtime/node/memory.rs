@@ -8,14 +8,12 @@ use ssi_dsm::protocol::{Config, SliceMap};
 use ssi_proto::device::{PAGE_SIZE, PageStatus, SLICE0_BASE};
 
 use super::fetch::PageSource;
-use crate::dsm::Dsm;
+use crate::dsm::{Dsm, measured_hold_us};
 use crate::launch::ClusterSpec;
 use crate::launch::spec::LOW_RAM_BYTES;
 use crate::machine::RamRegion;
 
 const PAGE: usize = PAGE_SIZE as usize;
-/// How long a page granted to a fault stays, in microseconds, so that the access that asked for it completes.
-const HOLD_US: u64 = 200;
 
 /// Guest RAM.
 #[derive(Debug)]
@@ -36,7 +34,9 @@ impl Memory {
             size: spec.slice_bytes(),
             nodes: u16::try_from(spec.nodes)?,
         };
-        let dsm = Dsm::new(Config { me: NodeId(u16::try_from(node)?), slices, hold_us: HOLD_US })?;
+        let hold_us = measured_hold_us()?;
+        log::info!("a page that was granted is held for {hold_us} us");
+        let dsm = Dsm::new(Config { me: NodeId(u16::try_from(node)?), slices, hold_us })?;
         Ok(Arc::new(Self { low: RamRegion::low(LOW_RAM_BYTES)?, dsm }))
     }
 

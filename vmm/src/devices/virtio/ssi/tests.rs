@@ -606,6 +606,9 @@ fn a_device_without_one_of_its_queues_does_not_start() {
 }
 
 proptest! {
+    // A case is a whole ring of hostile chains.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn no_chain_breaks_the_message_queues(tx in hostile(256), rx in hostile(64), payload in 0_usize..100) {
         let mut bench = Bench::new();
