@@ -12,6 +12,8 @@
 #include <linux/clocksource.h>
 #include <linux/init.h>
 #include <linux/mutex.h>
+#include <linux/nmi.h>
+#include <linux/rcupdate.h>
 #include <linux/ssi.h>
 #include <linux/timekeeping.h>
 
@@ -20,6 +22,9 @@
 
 /* A peer further ahead than this is broken, not fast. Nanoseconds. */
 #define CLOCK_AHEAD_MAX_NS	(60 * NSEC_PER_SEC)
+
+/* Steps from this on are told. Nanoseconds. */
+#define STEP_TOLD_NS		(10 * NSEC_PER_MSEC)
 
 static DEFINE_MUTEX(step_lock);		/* one step at a time; guards the two below */
 static u64 steps_count;
@@ -40,9 +45,14 @@ static void step_to(u64 mono_ns)
 	mutex_lock(&step_lock);
 	now = ktime_get_ns();
 	if (mono_ns > now) {
+		/* Jiffies follow; nothing has stalled for that long. */
+		rcu_cpu_stall_reset();
 		timekeeping_forward_monotonic(mono_ns);
+		touch_all_softlockup_watchdogs();
 		steps_count++;
 		stepped_ns += mono_ns - now;
+		if (mono_ns - now > STEP_TOLD_NS)
+			pr_info("clock moved forward by %llu ms\n", div_u64(mono_ns - now, NSEC_PER_MSEC));
 	}
 	mutex_unlock(&step_lock);
 }
@@ -62,9 +72,9 @@ int ssi_clock_not_before(u64 mono_ns)
 	return 0;
 }
 
-void ssi_clock_heard(u64 mono_ns)
+void ssi_clock_heard(u64 mono_ns, s64 slack_ns)
 {
-	if (ssi_params.epoch_ns && (s64)(mono_ns - ktime_get_ns()) > SSI_CLOCK_SLACK_NS)
+	if (ssi_params.epoch_ns && (s64)(mono_ns - ktime_get_ns()) > slack_ns)
 		ssi_clock_not_before(mono_ns);
 }
 

@@ -11,6 +11,11 @@
  *	POST ---------------------------------> as REQUEST
  *	        <--------------------------- REPLY without a body, when the handler has returned
  *
+ * Order. Requests of one peer run side by side, but a post is a step: what the peer sent after it does not begin before
+ * its handler has returned. So posts are handled one after the other, and a request finds all earlier posts done.
+ * NESTED requests, those that a handler makes, wait for nothing: otherwise posts whose handlers call back could wait for
+ * each other.
+ *
  * Bounds. A cell has at most CREDITS requests and posts at a peer that are not replied to; what comes on top waits at
  * the sender. So what a cell queues is bounded by cells * CREDITS, although the rx ring is always emptied at once:
  * replies never wait behind requests. A handler's own calls need no credit (a thread has one call at a time, so the
@@ -42,7 +47,7 @@
 #define TYPE_ERRNO(type)	((type) >> 16 & 0xfff)
 #define TYPE_OP(type)		((type) & 0xffff)
 
-enum { KIND_REQUEST = 1, KIND_POST, KIND_REPLY, KIND_CANCEL };
+enum { KIND_REQUEST = 1, KIND_POST, KIND_REPLY, KIND_CANCEL, KIND_NESTED };
 
 #define CREDITS		128	/* requests and posts under way from one cell to another */
 #define QUEUED_MAX	1024	/* of one peer; an honest one stays far below: CREDITS, and SSI_RPC_THREADS calls back */
@@ -74,7 +79,7 @@ static struct peer {
 
 /* A request of a peer, from its arrival to its reply. */
 struct request {
-	struct list_head link;			/* waiting or running */
+	struct list_head link;			/* waiting, running, or the peer's held */
 	u32 cell;
 	u32 kind;
 	u16 op;
@@ -89,7 +94,11 @@ struct request {
 static DEFINE_SPINLOCK(requests_lock);		/* all that follows, and struct request */
 static LIST_HEAD(waiting);
 static LIST_HEAD(running);
-static unsigned int queued[SSI_CELLS_MAX];	/* waiting or running, per peer */
+static struct arrivals {
+	unsigned int queued;			/* waiting, running or held */
+	bool post_open;				/* one of its posts is waiting or running */
+	struct list_head held;			/* what it sent after that */
+} arrivals[SSI_CELLS_MAX];			/* per peer */
 static unsigned int threads, idle;
 static DECLARE_WAIT_QUEUE_HEAD(work);		/* idle threads */
 
@@ -244,6 +253,7 @@ static int start_call(struct call *call, u16 op, const void *body, size_t len, b
 {
 	unsigned long flags;
 	int error;
+	u32 kind;
 
 	if (!ssi_present())
 		return -ENODEV;
@@ -267,7 +277,8 @@ static int start_call(struct call *call, u16 op, const void *body, size_t len, b
 	hash_add(calls, &call->node, call->id);
 	spin_unlock_irqrestore(&calls_lock, flags);
 
-	error = send(call->cell, TYPE(call->post ? KIND_POST : KIND_REQUEST, 0, op), call->id, body, len, tx_done);
+	kind = call->post ? KIND_POST : is_rpc_thread() ? KIND_NESTED : KIND_REQUEST;
+	error = send(call->cell, TYPE(kind, 0, op), call->id, body, len, tx_done);
 	if (!error)
 		return 0;
 	if (take_back(call)) {
@@ -368,6 +379,36 @@ static void reply_to(struct request *req, const void *body, ssize_t result)
 	}
 }
 
+/* A post of this peer is over: lets in what came after it, up to and including the next post. */
+static void close_post(struct arrivals *from)
+{
+	struct request *req, *next;
+
+	lockdep_assert_held(&requests_lock);
+	from->post_open = false;
+	list_for_each_entry_safe(req, next, &from->held, link) {
+		list_move_tail(&req->link, &waiting);
+		wake_up(&work);
+		if (req->kind == KIND_POST) {
+			from->post_open = true;
+			break;
+		}
+	}
+}
+
+static void finish(struct request *req)
+{
+	struct arrivals *from = &arrivals[req->cell];
+
+	spin_lock(&requests_lock);
+	list_del(&req->link);
+	from->queued--;
+	req->thread = NULL;		/* from here on no cancel reaches this thread */
+	if (req->kind == KIND_POST)
+		close_post(from);
+	spin_unlock(&requests_lock);
+}
+
 static void handle(struct request *req, void *reply)
 {
 	struct ssi_request arg = {
@@ -391,11 +432,7 @@ static void handle(struct request *req, void *reply)
 	if (WARN_ONCE(result > SSI_RPC_MAX, "ssi: handler of %#x says %zd bytes", req->op, result))
 		result = -EMSGSIZE;
 
-	spin_lock(&requests_lock);
-	list_del(&req->link);
-	queued[req->cell]--;
-	req->thread = NULL;		/* from here on no cancel reaches this thread */
-	spin_unlock(&requests_lock);
+	finish(req);
 	flush_signals(current);
 
 	atomic64_inc(&ssi_rpc_stats.handled_count);
@@ -485,8 +522,10 @@ int ssi_rpc_start(void)
 	unsigned int i;
 	int error;
 
-	for (i = 0; i < SSI_CELLS_MAX; i++)
+	for (i = 0; i < SSI_CELLS_MAX; i++) {
 		init_waitqueue_head(&peers[i].credit);
+		INIT_LIST_HEAD(&arrivals[i].held);
+	}
 	for (i = 0; i < THREADS_START; i++) {
 		spin_lock(&requests_lock);
 		threads++;
@@ -503,6 +542,7 @@ static void receive_request(u32 cell, const struct ssi_msg *msg, const void *pay
 {
 	u32 type = le32_to_cpu(msg->type);
 	struct request *req = kzalloc(sizeof(*req), GFP_KERNEL | __GFP_NOFAIL);
+	struct arrivals *from = &arrivals[cell];
 	bool full;
 
 	req->cell = cell;
@@ -521,10 +561,15 @@ static void receive_request(u32 cell, const struct ssi_msg *msg, const void *pay
 	}
 
 	spin_lock(&requests_lock);
-	full = queued[cell] >= QUEUED_MAX;
+	full = from->queued >= QUEUED_MAX;
 	if (!full) {
-		queued[cell]++;
-		list_add_tail(&req->link, &waiting);
+		from->queued++;
+		if (from->post_open && req->kind != KIND_NESTED) {
+			list_add_tail(&req->link, &from->held);
+		} else {
+			list_add_tail(&req->link, &waiting);
+			from->post_open |= req->kind == KIND_POST;
+		}
 	}
 	spin_unlock(&requests_lock);
 	if (full) {
@@ -569,7 +614,7 @@ static void receive_reply(u32 cell, const struct ssi_msg *msg, const void *paylo
 
 static void receive_cancel(u32 cell, u64 id)
 {
-	struct list_head *lists[] = { &waiting, &running };
+	struct list_head *lists[] = { &waiting, &running, &arrivals[cell].held };
 	struct request *req;
 	unsigned int i;
 
@@ -590,11 +635,14 @@ out:
 
 void ssi_rpc_receive(u32 cell, const struct ssi_msg *msg, const void *payload, size_t len)
 {
-	u32 kind = TYPE_KIND(le32_to_cpu(msg->type));
+	u32 kind = TYPE_KIND(le32_to_cpu(msg->type)), op = TYPE_OP(le32_to_cpu(msg->type));
+	/* A process may travel in it, that has read the sender's clock. */
+	bool moves = op >= SSI_OP_MIGRATE && op < SSI_OP_DEPUTY;
 
-	ssi_clock_heard(le64_to_cpu(msg->cookie));
+	ssi_clock_heard(le64_to_cpu(msg->cookie), moves ? 0 : SSI_CLOCK_SLACK_NS);
 	switch (kind) {
 	case KIND_REQUEST:
+	case KIND_NESTED:
 	case KIND_POST:
 		receive_request(cell, msg, payload, len);
 		break;
@@ -633,16 +681,21 @@ static void end_calls(u32 cell)
 
 static void drop_requests(u32 cell)
 {
+	struct arrivals *from = &arrivals[cell];
 	struct request *req, *next;
 	LIST_HEAD(dropped);
 
 	spin_lock(&requests_lock);
+	list_splice_init(&from->held, &dropped);
 	list_for_each_entry_safe(req, next, &waiting, link) {
-		if (req->cell == cell) {
-			list_move(&req->link, &dropped);
-			queued[cell]--;
-		}
+		if (req->cell != cell)
+			continue;
+		list_move(&req->link, &dropped);
+		if (req->kind == KIND_POST)
+			from->post_open = false;
 	}
+	list_for_each_entry(req, &dropped, link)
+		from->queued--;
 	list_for_each_entry(req, &running, link) {
 		if (req->cell == cell) {
 			req->cancelled = true;
@@ -688,7 +741,7 @@ void ssi_rpc_threads(unsigned int *total, unsigned int *idle_now, unsigned int *
 	*total = threads;
 	*idle_now = idle;
 	for (*queued_now = 0, cell = 0; cell < SSI_CELLS_MAX; cell++)
-		*queued_now += queued[cell];
+		*queued_now += arrivals[cell].queued;
 	spin_unlock(&requests_lock);
 }
 

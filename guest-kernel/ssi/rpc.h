@@ -66,7 +66,11 @@ ssize_t ssi_call(u32 cell, u16 op, const void *body, size_t len, void *reply, si
  */
 ssize_t ssi_call_interruptible(u32 cell, u16 op, const void *body, size_t len, void *reply, size_t cap);
 
-/* One-way message; in order with calls to the same cell. 0 or -errno as for ssi_call. May sleep. */
+/*
+ * One-way message. Posts to one cell are handled one after the other, in the order in which ssi_post was called, and
+ * before any call or post that was made after ssi_post returned: so the handler of a post should be brief. (Calls that a
+ * handler makes do not wait for earlier posts.) 0 or -errno as for ssi_call, which say only that it was sent. May sleep.
+ */
 int ssi_post(u32 cell, u16 op, const void *body, size_t len);
 
 /*

@@ -5,8 +5,10 @@
  *	run [iterations [handoffs]]	every cell, at the same time, in pages of every cell's slice: atomic additions to
  *					one counter, plain additions to a counter of its own beside the others' (false
  *					sharing), and for each pair plain additions in turns. Then a FETCH of a page.
- *	rpc [rounds]			calls of all sizes by many threads at once, calls back, a call that times out
+ *	rpc [rounds]			calls of all sizes by many threads at once, calls back, posts in order, a call that
+ *					times out
  *	ping cell [count [bytes]]	round trips, with their time
+ *	clock cell [count]		whether CLOCK_MONOTONIC there is between its readings here before and after
  *
  * Writing runs the test and fails with EIO if it failed; reading shows what the last one found, PASS or FAIL first.
  *
@@ -26,6 +28,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "clock.h"
 #include "device.h"
 #include "proc.h"
 #include "rpc.h"
@@ -38,12 +41,16 @@ enum {
 	OP_CALL_BACK,
 	OP_SLEEP,
 	OP_SLEEPERS,
+	OP_CLOCK,
+	OP_STEP,
+	OP_STEPS = SSI_OP_SELFTEST + 9,	/* 8 is rfile_test.c's */
 };
 
 #define CALL_TIMEOUT	(30 * HZ)
 #define WORK_TIMEOUT	(900 * HZ)
 #define TURN_TIMEOUT	(120 * HZ)
 #define ITERATIONS_MAX	10000000U
+#define CALLERS		16
 
 /* One page of each home, for all cells. */
 struct counters {
@@ -319,6 +326,50 @@ static ssize_t count_sleepers(struct ssi_request *req)
 	return sizeof(count);
 }
 
+/* The last step of each caller of each cell; U32_MAX once one came out of turn. Posts are handled one by one: no lock. */
+static u32 steps[SSI_CELLS_MAX][CALLERS];
+
+struct step {
+	__le32 caller;
+	__le32 number;			/* from 0, which begins a new series */
+};
+
+static ssize_t step(struct ssi_request *req)
+{
+	const struct step *step = req->body;
+	u32 caller, number, *last;
+
+	if (req->len != sizeof(*step) || le32_to_cpu(step->caller) >= CALLERS)
+		return -EINVAL;
+	caller = le32_to_cpu(step->caller);
+	number = le32_to_cpu(step->number);
+	last = &steps[req->cell][caller];
+	if (!number || *last == number - 1)
+		*last = number;
+	else
+		*last = U32_MAX;
+	return 0;
+}
+
+static ssize_t tell_steps(struct ssi_request *req)
+{
+	const struct step *step = req->body;
+	__le32 *last = req->reply;
+
+	if (req->len != sizeof(*step) || le32_to_cpu(step->caller) >= CALLERS)
+		return -EINVAL;
+	*last = cpu_to_le32(steps[req->cell][le32_to_cpu(step->caller)]);
+	return sizeof(*last);
+}
+
+static ssize_t tell_clock(struct ssi_request *req)
+{
+	__le64 now = cpu_to_le64(ktime_get_ns());
+
+	memcpy(req->reply, &now, sizeof(now));
+	return sizeof(now);
+}
+
 /* ---- run ---- */
 
 static bool check(struct seq_buf *out, const char *what, u32 cell, u64 found, u64 expected)
@@ -454,13 +505,22 @@ static bool test_run(struct seq_buf *out, unsigned int iterations, unsigned int 
 
 /* ---- rpc ---- */
 
-#define CALLERS		16
-
 struct caller {
 	unsigned int number, rounds;
 	u64 failed_count;
 	struct completion done;
 };
+
+/* A post, and a call that must find it, and all before it, done. */
+static bool take_step(u32 cell, u32 caller, u32 number)
+{
+	struct step step = { .caller = cpu_to_le32(caller), .number = cpu_to_le32(number) };
+	__le32 last;
+
+	return !ssi_post(cell, OP_STEP, &step, sizeof(step)) &&
+	       (number % 4 || (ssi_call(cell, OP_STEPS, &step, sizeof(step), &last, sizeof(last), CALL_TIMEOUT) ==
+			       sizeof(last) && le32_to_cpu(last) == number));
+}
 
 static int caller_thread(void *arg)
 {
@@ -479,7 +539,7 @@ static int caller_thread(void *arg)
 		n = ssi_call(cell, op, body, len, reply, SSI_RPC_MAX, CALL_TIMEOUT);
 		if (n != len || memcmp(body, reply, len))
 			caller->failed_count++;
-		if (i % 16 == 0 && ssi_post(cell, SSI_OP_PING, body, len))
+		if (!take_step(cell, caller->number, i / ssi_cells()))
 			caller->failed_count++;
 	}
 	if (!body || !reply)
@@ -572,6 +632,30 @@ static bool test_ping(struct seq_buf *out, unsigned int cell, unsigned int count
 	return true;
 }
 
+/* No reading of a process that went there and back may be less than the one before. */
+static bool test_clock(struct seq_buf *out, unsigned int cell, unsigned int count)
+{
+	s64 behind = 0, ahead = 0;
+	unsigned int i;
+	ssize_t n = 0;
+
+	for (i = 0; i < count; i++) {
+		u64 before = ktime_get_ns(), there, after;
+		__le64 answer;
+
+		n = ssi_call(cell, OP_CLOCK, NULL, 0, &answer, sizeof(answer), CALL_TIMEOUT);
+		if (n != sizeof(answer))
+			break;
+		after = ktime_get_ns();
+		there = le64_to_cpu(answer);
+		behind = max_t(s64, behind, before - there);
+		ahead = max_t(s64, ahead, there - after);
+	}
+	seq_buf_printf(out, "cell %u\ncount %u of %u (last answer %zd)\nbehind_us %lld\nahead_us %lld\n", cell, i, count, n,
+		       div_s64(behind, 1000), div_s64(ahead, 1000));
+	return count && i == count && behind <= SSI_CLOCK_SLACK_NS && ahead <= SSI_CLOCK_SLACK_NS;
+}
+
 /* ---- /proc/ssi/selftest ---- */
 
 static bool run_test(struct seq_buf *out, const char *line, int *error)
@@ -592,6 +676,9 @@ static bool run_test(struct seq_buf *out, const char *line, int *error)
 	} else if (sscanf(line, "ping %u %u %u", &a, &b, &c) >= 1) {
 		if (c <= SSI_RPC_MAX && b <= ITERATIONS_MAX)
 			return test_ping(out, a, b ?: 100, c);
+	} else if (sscanf(line, "clock %u %u", &a, &b) >= 1) {
+		if (b <= ITERATIONS_MAX)
+			return test_clock(out, a, b ?: 100);
 	}
 	*error = -EINVAL;
 	return false;
@@ -629,7 +716,7 @@ static ssize_t selftest_write(struct file *file, const char __user *from, size_t
 static int selftest_show(struct seq_file *m, void *v)
 {
 	mutex_lock(&test_lock);
-	seq_puts(m, report[0] ? report : "nothing run yet: write \"run [iterations [handoffs]]\", \"rpc [rounds]\" or \"ping cell [count [bytes]]\"\n");
+	seq_puts(m, report[0] ? report : "nothing run yet: write \"run [iterations [handoffs]]\", \"rpc [rounds]\", \"ping cell [count [bytes]]\" or \"clock cell [count]\"\n");
 	mutex_unlock(&test_lock);
 	return 0;
 }
@@ -655,6 +742,9 @@ static int __init selftest_init(void)
 	ssi_rpc_register(OP_CALL_BACK, call_back);
 	ssi_rpc_register(OP_SLEEP, sleep);
 	ssi_rpc_register(OP_SLEEPERS, count_sleepers);
+	ssi_rpc_register(OP_CLOCK, tell_clock);
+	ssi_rpc_register(OP_STEP, step);
+	ssi_rpc_register(OP_STEPS, tell_steps);
 	return proc_create("selftest", 0600, ssi_proc_root, &selftest_ops) ? 0 : -ENOMEM;
 }
 rootfs_initcall(selftest_init);

@@ -13,8 +13,6 @@ use crate::machine::devrun;
 mod bench;
 /// Serial consoles.
 mod console;
-/// What this machine can do.
-pub mod doctor;
 /// `down`.
 mod down;
 /// `exec`.
@@ -333,7 +331,7 @@ pub fn main() -> ExitCode {
         Command::Console { cell } => console::run(cell, cluster),
         Command::Down => down::run(cluster),
         Command::List(json) => show::list(json.json),
-        Command::Doctor(json) => doctor::run(json.json),
+        Command::Doctor(json) => crate::doctor::command(json.json).map_err(Into::into),
         Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),

@@ -32,11 +32,12 @@ enum WhenFull {
 fn bound(kind: Kind) -> (usize, WhenFull) {
     match kind {
         Kind::Dsm => (64 << 20, WhenFull::Break),
-        Kind::Control => (16 << 20, WhenFull::Break),
+        Kind::Control | Kind::FetchRequest => (16 << 20, WhenFull::Break),
+        Kind::FsRequest => (64 << 20, WhenFull::Break),
         Kind::Net => (4 << 20, WhenFull::Drop),
         Kind::Ssi => (1 << 20, WhenFull::Refuse),
         Kind::Open | Kind::Opened => (1 << 20, WhenFull::Wait),
-        Kind::FetchRequest | Kind::FetchReply | Kind::FsRequest | Kind::FsReply => (4 << 20, WhenFull::Wait),
+        Kind::FetchReply | Kind::FsReply => (4 << 20, WhenFull::Wait),
     }
 }
 

@@ -17,10 +17,11 @@
 //! | kind | waits, at most | then |
 //! |---|---|---|
 //! | Dsm | 64 MiB | connection broken: the protocol bounds what is under way (one request per faulting thread and prefetch slot), so the peer is stuck |
-//! | Control | 16 MiB | the same |
+//! | Control, FetchRequest | 16 MiB | the same: nodes ask for 1024 pages at a time |
+//! | FsRequest | 64 MiB | the same: the device bounds what is asked |
 //! | Net | 4 MiB | the frame is dropped and counted, as a network does |
 //! | Ssi | 1 MiB | the sender is refused and woken later: the guest's tx queue stops |
-//! | Fetch, Fs | 4 MiB | the sender waits |
+//! | FetchReply, FsReply | 4 MiB | the service's thread waits |
 //!
 //! # No deadlock
 //! 1. A thread that reads a `page`, `fetch`, `frame`, `fs` or node-to-I/O-server `ctl` connection never waits for a send: its

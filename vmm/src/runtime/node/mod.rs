@@ -1,15 +1,24 @@
+/// Page fetches between nodes.
+pub mod fetch;
+/// Messages between kernels.
+pub mod messages;
+/// Card and file system.
+pub mod services;
+/// Streams into a cell.
+pub mod streams;
+
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 
-use super::io::{JOIN_WITHIN, fabric_config};
-use super::stats::of_this_process;
 use crate::control::node::{ToIo, ToNode};
 use crate::fabric::stream::wait_readable;
 use crate::fabric::{Class, Fabric, Handler, Handlers, Header, Kind, Peer, View, Violation};
 use crate::launch::ClusterSpec;
+use crate::runtime::io::{JOIN_WITHIN, fabric_config};
+use crate::runtime::stats::of_this_process;
 use crate::worker::{Exit, Stop};
 
 /// Why a node ends: set once.
