@@ -21,6 +21,7 @@
 
 #include "lazy.h"
 #include "wire.h"
+#include "migrate.h"
 #include "rpc.h"
 #include "task.h"
 
@@ -459,6 +460,8 @@ static void send_done(struct ssi_lazy *lazy)
 		st->stat.total_us = div_u64(ktime_get_ns() - st->stop_ns, NSEC_PER_USEC);
 	}
 	spin_unlock(&st->lock);
+	if (lazy->cell != st->home)	/* which knows itself */
+		ssi_tell_figures(st);
 	ssi_task_put(st);
 }
 

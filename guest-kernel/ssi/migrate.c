@@ -405,15 +405,30 @@ static int wait_drained(struct task_struct *t)
 	return err == -ERESTARTSYS ? -EINTR : err;
 }
 
+static int refuse_stopped(struct task_struct *t)
+{
+	struct ssi_task *st = ssi_task_get(t, true);
+
+	if (!st)
+		return -ENOMEM;
+	set_why(st, "it is stopped: continue it first");
+	ssi_task_put(st);
+	return -EOPNOTSUPP;
+}
+
 /* Has @t do it, and waits. 1: @t is current, and its registers are what it brought when it came home. */
 static int request(struct task_struct *t, u32 dest, u64 flags, struct file *file, u32 checkpoint_flags)
 {
 	struct move *m;
 	int err;
 
+	if (t->flags & PF_EXITING || READ_ONCE(t->exit_state))
+		return -ESRCH;
 	err = wait_drained(t);
 	if (err)
 		return err;
+	if (READ_ONCE(t->signal->flags) & SIGNAL_STOP_STOPPED)
+		return refuse_stopped(t);
 	m = new_move(t, &err);
 	if (!m)
 		return err;

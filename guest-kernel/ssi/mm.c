@@ -121,6 +121,9 @@ static int save_vma(struct ssi_save *s, struct vm_area_struct *vma, char *buf)
 			return ssi_why(s, "the file %pD4, mapped at %lx, has no path that leads to it", vma->vm_file,
 				       vma->vm_start);
 		rec.path_len = strlen(path) + 1;
+		rec.mode = file_inode(vma->vm_file)->i_mode;
+		rec.uid = from_kuid(&init_user_ns, file_inode(vma->vm_file)->i_uid);
+		rec.gid = from_kgid(&init_user_ns, file_inode(vma->vm_file)->i_gid);
 	}
 	return ssi_write_rec2(s->sink, SSI_REC_VMA, &rec, sizeof(rec), path, rec.path_len);
 }
@@ -289,16 +292,11 @@ static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 	int err;
 
 	if (v->path_len) {
-		file = filp_open(v->path, O_RDONLY | O_LARGEFILE, 0);
-		if (IS_ERR(file)) {
-			pr_notice_ratelimited("image of %d: mapping %s: error %ld\n", r->hdr->pid, v->path,
-					      PTR_ERR(file));
-			return PTR_ERR(file);
-		}
-		if (!S_ISREG(file_inode(file)->i_mode)) {
-			fput(file);
+		if (!S_ISREG(v->mode))
 			return ssi_bad_image(r, "mapping %s: not a regular file", v->path);
-		}
+		file = ssi_reopen(r, v->path, O_RDONLY | O_LARGEFILE, v->mode, v->uid, v->gid);
+		if (IS_ERR(file))
+			return PTR_ERR(file);
 	}
 	err = charge_vma(v, &charged);
 	if (err) {

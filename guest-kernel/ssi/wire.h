@@ -25,6 +25,7 @@ enum {
 	SSI_OP_DEPUTY_EXIT	= SSI_OP_DEPUTY + 2,	/* runner -> home: ssi_exit */
 	SSI_OP_DEPUTY_MOVED	= SSI_OP_DEPUTY + 3,	/* new cell -> home: ssi_moved */
 	SSI_OP_DEPUTY_PPID	= SSI_OP_DEPUTY + 4,	/* runner -> home: s32 pid -> s32 ppid */
+	SSI_OP_DEPUTY_STAT	= SSI_OP_DEPUTY + 5,	/* runner -> home: ssi_figures: what a move between others took */
 };
 
 #define SSI_MAP_PAGES	512	/* a region of 2 MiB */
@@ -100,6 +101,12 @@ struct ssi_moved {
 	s32 pid;
 	u32 cell;
 	u32 moves;		/* so far: an older message is of no interest */
+} __packed;
+
+struct ssi_figures {
+	s32 pid;
+	u32 moves;		/* so far: of which one these are */
+	struct ssi_move_stat stat;
 } __packed;
 
 #endif
