@@ -12,6 +12,8 @@
 #include <linux/clocksource.h>
 #include <linux/init.h>
 #include <linux/mutex.h>
+#include <linux/nmi.h>
+#include <linux/rcupdate.h>
 #include <linux/ssi.h>
 #include <linux/timekeeping.h>
 
@@ -43,7 +45,10 @@ static void step_to(u64 mono_ns)
 	mutex_lock(&step_lock);
 	now = ktime_get_ns();
 	if (mono_ns > now) {
+		/* Jiffies follow; nothing has stalled for that long. */
+		rcu_cpu_stall_reset();
 		timekeeping_forward_monotonic(mono_ns);
+		touch_all_softlockup_watchdogs();
 		steps_count++;
 		stepped_ns += mono_ns - now;
 		if (mono_ns - now > STEP_TOLD_NS)
@@ -67,9 +72,9 @@ int ssi_clock_not_before(u64 mono_ns)
 	return 0;
 }
 
-void ssi_clock_heard(u64 mono_ns)
+void ssi_clock_heard(u64 mono_ns, s64 slack_ns)
 {
-	if (ssi_params.epoch_ns && (s64)(mono_ns - ktime_get_ns()) > SSI_CLOCK_SLACK_NS)
+	if (ssi_params.epoch_ns && (s64)(mono_ns - ktime_get_ns()) > slack_ns)
 		ssi_clock_not_before(mono_ns);
 }
 

@@ -11,14 +11,14 @@
 #define SSI_CLOCK_SLACK_NS	1000000
 
 /*
- * CLOCK_MONOTONIC here shows at least @mono_ns (the source's clock when a process stopped there) when this returns 0, so
- * that what the process reads next is no less than what it read last. -ERANGE if the peer's clock is absurdly far ahead:
+ * CLOCK_MONOTONIC here shows at least @mono_ns (another cell's clock, or that of an image from a file) when this returns 0,
+ * so that what a process reads next is no less than what it read last. Messages of a move do this by themselves. -ERANGE if the peer's clock is absurdly far ahead:
  * the move should be refused. May sleep.
  */
 int ssi_clock_not_before(u64 mono_ns);
 
-/* A message carried @mono_ns: catches up if that is more than the slack ahead. May sleep. */
-void ssi_clock_heard(u64 mono_ns);
+/* A message carried @mono_ns: catches up if that is more than @slack_ns ahead. May sleep. */
+void ssi_clock_heard(u64 mono_ns, s64 slack_ns);
 
 /* Steps forward since boot, and their sum, for /proc/ssi/status. */
 void ssi_clock_stats(u64 *steps_count, u64 *stepped_ns);

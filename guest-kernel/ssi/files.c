@@ -185,6 +185,8 @@ static int save_file(struct ssi_save *s, struct file *file, u32 index, unsigned 
 		.index = index,
 		.f_flags = file->f_flags,
 		.mode = file_inode(file)->i_mode,
+		.uid = from_kuid(&init_user_ns, file_inode(file)->i_uid),
+		.gid = from_kgid(&init_user_ns, file_inode(file)->i_gid),
 		.rdev = file_inode(file)->i_rdev,
 		.pos = file->f_pos,
 	};
@@ -267,14 +269,12 @@ static void files_release(struct ssi_save *s, bool moved)
 
 static struct file *open_path(struct ssi_restore *r, const struct ssi_rec_file *rec)
 {
-	struct file *f = filp_open(rec->path, rec->f_flags & REOPEN_FLAGS, 0);
+	struct file *f = ssi_reopen(r, rec->path, rec->f_flags & REOPEN_FLAGS, rec->mode, rec->uid, rec->gid);
 	loff_t pos = rec->pos;
 
-	if (IS_ERR(f)) {
-		pr_notice_ratelimited("image of %d: file %s: error %ld\n", r->hdr->pid, rec->path, PTR_ERR(f));
+	if (IS_ERR(f))
 		return f;
-	}
-	if ((file_inode(f)->i_mode ^ rec->mode) & S_IFMT || file_inode(f)->i_rdev != rec->rdev) {
+	if (file_inode(f)->i_rdev != rec->rdev) {
 		fput(f);
 		pr_notice_ratelimited("image of %d: %s is another kind of file now\n", r->hdr->pid, rec->path);
 		return ERR_PTR(-ESTALE);

@@ -21,7 +21,9 @@
 
 #include "lazy.h"
 #include "wire.h"
+#include "migrate.h"
 #include "rpc.h"
+#include "task.h"
 
 #define CHUNK_PAGES	32				/* what one touch brings: a multiple of fault-around's 16 */
 #define CHUNK_SHIFT	(PAGE_SHIFT + 5)
@@ -55,6 +57,8 @@ struct ssi_lazy {
 	bool thp_disabled;	/* as the process itself wants it */
 	struct task_struct *thread;
 	u64 fetched;		/* pages */
+	pid_t pid;		/* whose it is */
+	u32 moves;		/* that it has made with this one */
 };
 
 static DEFINE_HASHTABLE(lazies, 6);
@@ -436,12 +440,29 @@ static int pull_all(struct ssi_lazy *lazy)
 	return 0;
 }
 
-/* Tells the source that it may let go. */
+/* Tells the source that it may let go, and notes what there was. */
 static void send_done(struct ssi_lazy *lazy)
 {
 	struct ssi_lazy_done req = { .id = lazy->id };
+	struct ssi_lazy_counts c;
+	struct ssi_task *st;
 
-	ssi_post(lazy->cell, SSI_OP_MIGRATE_FREE, &req, sizeof(req));
+	if (ssi_call(lazy->cell, SSI_OP_MIGRATE_FREE, &req, sizeof(req), &c, sizeof(c), MAX_SCHEDULE_TIMEOUT) != sizeof(c))
+		return;
+	st = ssi_task_get_pid(lazy->pid);
+	if (!st)
+		return;
+	spin_lock(&st->lock);
+	if (st->where == ssi_this_cell() && st->moves == lazy->moves) {
+		st->stat.pages_sent = c.pages_sent;
+		st->stat.pages_absent = c.pages_absent;
+		st->stat.pages_unmodified = c.pages_unmodified;
+		st->stat.total_us = div_u64(ktime_get_ns() - st->stop_ns, NSEC_PER_USEC);
+	}
+	spin_unlock(&st->lock);
+	if (lazy->cell != st->home)	/* which knows itself */
+		ssi_tell_figures(st);
+	ssi_task_put(st);
 }
 
 static int pull_thread(void *arg)
@@ -511,6 +532,8 @@ int ssi_lazy_prepare(struct ssi_restore *r)
 	refcount_set(&lazy->ref, 1);
 	lazy->cell = rec->cell;
 	lazy->id = rec->id;
+	lazy->pid = r->hdr->pid;
+	lazy->moves = r->hdr->moves + 1;
 	spin_lock_init(&lazy->lock);
 	init_waitqueue_head(&lazy->wait);
 	xa_init(&lazy->regions);
@@ -526,9 +549,13 @@ int ssi_lazy_prepare(struct ssi_restore *r)
 	set_bit(MMF_SSI, &lazy->mm->flags);
 
 	if (r->hdr->flags & SSI_IMAGE_EAGER) {
+		u64 start = ktime_get_ns();
+
 		err = pull_all(lazy);
 		if (!err)
 			unhash(lazy);
+		r->stat.pages_sent = lazy->fetched;
+		r->stat.t3_us = div_u64(ktime_get_ns() - start, NSEC_PER_USEC);
 		return err;
 	}
 	lazy->thread = kthread_create(pull_thread, lazy, "ssi-pull/%d", r->hdr->pid);
@@ -546,12 +573,10 @@ void ssi_lazy_commit(struct ssi_restore *r)
 	if (!lazy)
 		return;
 	r->lazy = NULL;
-	if (lazy->thread) {	/* takes over the reference */
+	if (lazy->thread)	/* takes over the reference */
 		wake_up_process(lazy->thread);
-	} else {
-		send_done(lazy);
+	else
 		put_lazy(lazy);
-	}
 }
 
 void ssi_lazy_abort(struct ssi_restore *r)

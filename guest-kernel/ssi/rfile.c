@@ -321,17 +321,78 @@ static long remote_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 
 /* ---- the file ---- */
 
-static int remote_release(struct inode *inode, struct file *file)
+static struct remote *new_remote(u32 cell, u64 id)
 {
-	struct remote *remote = file->private_data;
-	struct ssi_rfile_op op = { .id = cpu_to_le64(remote->id) };
+	struct remote *remote = kzalloc(sizeof(*remote), GFP_KERNEL_ACCOUNT);
 
+	if (!remote)
+		return NULL;
+	remote->cell = cell;
+	remote->id = id;
+	init_waitqueue_head(&remote->wait);
+	spin_lock(&remotes_lock);
+	hash_add(remotes, &remote->node, remote->id);
+	spin_unlock(&remotes_lock);
+	if (!ssi_cell_alive(remote->cell))	/* home_died() may have passed before */
+		WRITE_ONCE(remote->dead, true);
+	return remote;
+}
+
+static void free_remote(struct remote *remote)
+{
 	spin_lock(&remotes_lock);
 	hash_del(&remote->node);
 	spin_unlock(&remotes_lock);
-	/* A failure is the home's death, and then there is nothing left to drop. */
-	ssi_post(remote->cell, OP_RFILE_DROP, &op, sizeof(op));
 	kfree(remote);
+}
+
+static int call_with_id(u32 cell, u16 op, u64 id, void *reply, size_t cap)
+{
+	struct ssi_rfile_op body = { .id = cpu_to_le64(id) };
+	ssize_t n = ssi_call(cell, op, &body, sizeof(body), reply, cap, MAX_SCHEDULE_TIMEOUT);
+
+	return n < 0 ? n : n == cap ? 0 : -EIO;
+}
+
+/* A failure is the home's death, and then there is nothing left to drop. */
+static void drop(u32 cell, u64 id)
+{
+	struct ssi_rfile_op body = { .id = cpu_to_le64(id) };
+
+	ssi_post(cell, OP_RFILE_DROP, &body, sizeof(body));
+}
+
+/*
+ * Of /proc/<pid>/fd/<n>, the only path to such an inode: another open file for the same one at the home. The inode knows
+ * the ticket of the file that it was made for (i_private; i_generation: the cell); once that is closed this fails.
+ */
+static int remote_open(struct inode *inode, struct file *file)
+{
+	u32 cell = inode->i_generation;
+	struct remote *remote;
+	__le64 id;
+	int error;
+
+	error = call_with_id(cell, OP_RFILE_DUP, (u64)inode->i_private, &id, sizeof(id));
+	if (!error)
+		error = call_with_id(cell, OP_RFILE_CLAIM, le64_to_cpu(id), NULL, 0);
+	if (error)
+		return -ENXIO;
+	remote = new_remote(cell, le64_to_cpu(id));
+	if (!remote) {
+		drop(cell, le64_to_cpu(id));
+		return -ENOMEM;
+	}
+	file->private_data = remote;
+	return stream_open(inode, file);
+}
+
+static int remote_release(struct inode *inode, struct file *file)
+{
+	struct remote *remote = file->private_data;
+
+	drop(remote->cell, remote->id);
+	free_remote(remote);
 	return 0;
 }
 
@@ -344,6 +405,7 @@ static void remote_show_fdinfo(struct seq_file *m, struct file *file)
 
 static const struct file_operations remote_fops = {
 	.owner = THIS_MODULE,
+	.open = remote_open,
 	.read_iter = remote_read,
 	.write_iter = remote_write,
 	.splice_read = copy_splice_read,
@@ -401,34 +463,28 @@ static struct file *open_remote(const struct ssi_rfile_ref *ref)
 	struct inode *inode;
 	struct file *file;
 
-	remote = kzalloc(sizeof(*remote), GFP_KERNEL_ACCOUNT);
+	remote = new_remote(le32_to_cpu(ref->cell), le64_to_cpu(ref->id));
 	if (!remote)
 		return ERR_PTR(-ENOMEM);
-	remote->cell = le32_to_cpu(ref->cell);
-	remote->id = le64_to_cpu(ref->id);
-	init_waitqueue_head(&remote->wait);
-
 	inode = alloc_anon_inode(remote_mount->mnt_sb);
 	if (IS_ERR(inode)) {
-		kfree(remote);
+		free_remote(remote);
 		return ERR_CAST(inode);
 	}
 	inode->i_mode = mode & (S_IFMT | 0777);
 	inode->i_rdev = S_ISCHR(mode) ? new_decode_dev(rdev) : 0;
+	inode->i_fop = &remote_fops;
+	inode->i_private = (void *)remote->id;
+	inode->i_generation = remote->cell;
 	file = alloc_file_pseudo(inode, remote_mount, "", le32_to_cpu(ref->f_flags) & (O_ACCMODE | O_NONBLOCK),
 				 &remote_fops);
 	if (IS_ERR(file)) {
 		iput(inode);
-		kfree(remote);
+		free_remote(remote);
 		return file;
 	}
-	stream_open(inode, file);
 	file->private_data = remote;
-	spin_lock(&remotes_lock);
-	hash_add(remotes, &remote->node, remote->id);
-	spin_unlock(&remotes_lock);
-	if (!ssi_cell_alive(remote->cell))	/* home_died() may have passed before */
-		WRITE_ONCE(remote->dead, true);
+	stream_open(inode, file);
 	return file;
 }
 
@@ -443,10 +499,8 @@ int ssi_rfile_export(struct file *file, struct ssi_rfile_ref *ref)
 {
 	struct inode *inode = file_inode(file);
 	struct remote *remote = file->private_data;
-	struct ssi_rfile_op op = { };
-	u64 id = 0;
-	__le64 answer;
-	ssize_t n;
+	int error;
+	u64 id;
 
 	memset(ref, 0, sizeof(*ref));
 	ref->f_flags = cpu_to_le32(file->f_flags);
@@ -454,22 +508,16 @@ int ssi_rfile_export(struct file *file, struct ssi_rfile_ref *ref)
 	ref->rdev = cpu_to_le32(S_ISCHR(inode->i_mode) ? new_encode_dev(inode->i_rdev) : 0);
 
 	if (is_remote(file)) {
-		op.id = cpu_to_le64(remote->id);
-		n = ssi_call(remote->cell, OP_RFILE_DUP, &op, sizeof(op), &answer, sizeof(answer),
-			     MAX_SCHEDULE_TIMEOUT);
-		if (n != sizeof(answer))
-			return n < 0 ? n : -EIO;
 		ref->cell = cpu_to_le32(remote->cell);
-		ref->id = answer;
-		return 0;
+		return call_with_id(remote->cell, OP_RFILE_DUP, remote->id, &ref->id, sizeof(ref->id));
 	}
 	if (!ssi_present())
 		return -ENODEV;
 	if (!ssi_rfile_home_capable(file))
 		return -EOPNOTSUPP;
-	n = ssi_rfile_home_export(file, ssi_this_cell(), &id);
-	if (n)
-		return n;
+	error = ssi_rfile_home_export(file, ssi_this_cell(), &id);
+	if (error)
+		return error;
 	ref->cell = cpu_to_le32(ssi_this_cell());
 	ref->id = cpu_to_le64(id);
 	return 0;
@@ -478,12 +526,11 @@ int ssi_rfile_export(struct file *file, struct ssi_rfile_ref *ref)
 void ssi_rfile_unexport(const struct ssi_rfile_ref *ref)
 {
 	u32 cell = le32_to_cpu(ref->cell);
-	struct ssi_rfile_op op = { .id = ref->id };
 
 	if (cell == ssi_this_cell())
 		ssi_rfile_home_drop(le64_to_cpu(ref->id), cell);
 	else
-		ssi_post(cell, OP_RFILE_DROP, &op, sizeof(op));
+		drop(cell, le64_to_cpu(ref->id));
 }
 
 static struct file *take_home(const struct ssi_rfile_ref *ref)
@@ -502,9 +549,8 @@ static struct file *take_home(const struct ssi_rfile_ref *ref)
 struct file *ssi_rfile_import(const struct ssi_rfile_ref *ref)
 {
 	u32 cell = le32_to_cpu(ref->cell), mode = le32_to_cpu(ref->mode);
-	struct ssi_rfile_op op = { .id = ref->id };
 	struct file *file;
-	ssize_t n;
+	int error;
 
 	if (!ssi_present())
 		return ERR_PTR(-ENODEV);
@@ -517,18 +563,18 @@ struct file *ssi_rfile_import(const struct ssi_rfile_ref *ref)
 	file = open_remote(ref);
 	if (IS_ERR(file))
 		return file;
-	n = ssi_call(cell, OP_RFILE_CLAIM, &op, sizeof(op), NULL, 0, MAX_SCHEDULE_TIMEOUT);
-	if (n) {
+	error = call_with_id(cell, OP_RFILE_CLAIM, le64_to_cpu(ref->id), NULL, 0);
+	if (error) {
 		struct remote *remote = file->private_data;
 
 		/* Closing must not drop the caller's reference: DROP of ticket 0 drops nothing. */
 		spin_lock(&remotes_lock);
 		hash_del(&remote->node);
 		remote->id = 0;
-		hash_add(remotes, &remote->node, remote->id);
+		hash_add(remotes, &remote->node, 0);
 		spin_unlock(&remotes_lock);
 		fput(file);
-		return ERR_PTR(n < 0 ? n : -EIO);
+		return ERR_PTR(error);
 	}
 	return file;
 }

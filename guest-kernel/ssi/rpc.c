@@ -635,9 +635,11 @@ out:
 
 void ssi_rpc_receive(u32 cell, const struct ssi_msg *msg, const void *payload, size_t len)
 {
-	u32 kind = TYPE_KIND(le32_to_cpu(msg->type));
+	u32 kind = TYPE_KIND(le32_to_cpu(msg->type)), op = TYPE_OP(le32_to_cpu(msg->type));
+	/* A process may travel in it, that has read the sender's clock. */
+	bool moves = op >= SSI_OP_MIGRATE && op < SSI_OP_DEPUTY;
 
-	ssi_clock_heard(le64_to_cpu(msg->cookie));
+	ssi_clock_heard(le64_to_cpu(msg->cookie), moves ? 0 : SSI_CLOCK_SLACK_NS);
 	switch (kind) {
 	case KIND_REQUEST:
 	case KIND_NESTED:

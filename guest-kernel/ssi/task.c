@@ -162,6 +162,8 @@ void ssi_task_forget(struct ssi_task *st)
 	if (!there)
 		return;
 	atomic_dec(&ntasks);
+	WRITE_ONCE(st->forgotten, true);
+	wake_up_all(&st->wait);
 	proc_remove(st->proc);	/* waits for readers */
 	ssi_task_put(st);
 }

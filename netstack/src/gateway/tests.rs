@@ -112,6 +112,9 @@ fn back_pressure_reaches_the_cell_and_the_host() {
     gateway.input(NOW, peer.segment(TcpControl::Psh, &[1; 1000]));
     gateway.poll(NOW + Duration::from_secs(1));
     assert_eq!(events(&mut gateway), [Event::Ready { id }], "one event, however much came");
+    gateway.input(NOW, peer.segment(TcpControl::None, b""));
+    gateway.poll(NOW + Duration::from_secs(1));
+    assert_eq!(events(&mut gateway), [], "and none more before it was heeded");
     let out = frames(&mut gateway);
     let last = TcpPacket::new_checked(&out.last().unwrap()[VNET_HDR_BYTES + 34..]).unwrap();
     assert!(last.window_len() < 1000, "the window is all but closed");
@@ -284,7 +287,14 @@ fn datagram_flows_are_bounded_aged_and_answered() {
     gateway.datagram(NOW + Duration::from_secs(100), id, &[9; 4000]);
     let parts = frames(&mut gateway);
     assert_eq!(parts.len(), 3);
-    assert!(parts.iter().all(|frame| frame.len() <= VNET_HDR_BYTES + 14 + 1500));
+    for (index, frame) in parts.iter().enumerate() {
+        assert!(frame.len() <= VNET_HDR_BYTES + 14 + 1500);
+        let Head::Ipv4(head) = View::parse(&frame[VNET_HDR_BYTES..]).unwrap().content.head() else {
+            panic!("not IPv4")
+        };
+        let part = head.fragment.unwrap();
+        assert_eq!((usize::from(part.offset), part.more), (index * 1480, index < 2));
+    }
     gateway.datagram_refused(id);
     let Transport::Error(quoted) = transport(&frames(&mut gateway)[0]) else { panic!("no ICMP error") };
     assert!(quoted.port_unreachable && quoted.src_port == 3);

@@ -11,6 +11,8 @@ use crate::machine::devrun;
 
 /// Benchmarks that print ratios.
 mod bench;
+/// Moves of processes.
+mod bench_migrate;
 /// Serial consoles.
 mod console;
 /// What this machine can do.
@@ -274,9 +276,9 @@ struct BenchArgs {
     /// What to measure
     #[arg(value_enum)]
     what: bench::What,
-    /// How often
-    #[arg(long, default_value_t = 20, value_name = "N")]
-    rounds: u32,
+    /// How often; each benchmark has its own default
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
     #[command(flatten)]
     json: Json,
 }

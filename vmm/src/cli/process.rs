@@ -29,6 +29,6 @@ pub fn io(args: &ProcessArgs) -> Outcome {
 /// `node`.
 pub fn node(args: &ProcessArgs, node: u32) -> Outcome {
     let (spec, exit, _workers) = begin(args)?;
-    runtime::node::run(&spec, node, &exit, runtime::node::cell::MachineCell::new)?;
+    runtime::node::run(&spec, node, &exit, runtime::node::cell::MachineCell::build)?;
     Ok(0)
 }

@@ -195,6 +195,43 @@ fn a_guest_waits_for_a_page_of_a_window_and_goes_on_when_it_is_there() {
 }
 
 #[test]
+fn a_guest_that_touches_lost_memory_fails_with_the_reason() {
+    let window = Arc::new(SliceMemory::new(2 << 20, SliceKind::Window).unwrap());
+    // mov rax, 4 GiB; mov ecx, [rax]
+    let code = [&[0x48, 0xb8, 0, 0, 0, 0, 1, 0, 0, 0, 0x8b, 0x08][..], &SPIN].concat();
+    let (mut machine, _, exit) = machine_with(&code, 1, Vec::new(), RamRegion::slice(WINDOW, window.clone()));
+    machine.run().unwrap();
+    next_fault(&window);
+    window.poison(0).unwrap();
+    wait(&exit);
+    let Some(End::Failed(why)) = machine.end() else { panic!("{:?}", machine.end()) };
+    assert!(why.contains("lost with the node"), "{why}");
+}
+
+/// Not a test: what the process of the next one does.
+#[test]
+#[ignore = "ends its process"]
+fn touch_lost_memory() {
+    let window = SliceMemory::new(2 << 20, SliceKind::Window).unwrap();
+    window.poison(0).unwrap();
+    lost::handle().unwrap();
+    // SAFETY: the mapping is there; that the page is poisoned is the point.
+    unsafe { window.guest_addr().read_volatile() };
+}
+
+#[test]
+fn a_device_that_touches_lost_memory_ends_the_process_with_the_reason() {
+    use std::os::unix::process::ExitStatusExt;
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "machine::tests::touch_lost_memory"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("guest memory that was lost"), "{said}");
+}
+
+#[test]
 fn stop_gets_a_vcpu_out_of_its_wait_for_a_page() {
     let window = Arc::new(SliceMemory::new(2 << 20, SliceKind::Window).unwrap());
     // mov rax, 4 GiB; mov ecx, [rax]

@@ -17,8 +17,8 @@ use crate::runtime::cells::FabricCells;
 use crate::worker::{Exit, Stop};
 use std::os::fd::AsRawFd;
 
-/// Nodes connect within this, or the cluster does not start.
-pub const JOIN_WITHIN: Duration = Duration::from_secs(120);
+/// Nodes connect within this, or the cluster does not start. The launcher has the user's time limit, which is shorter.
+pub const JOIN_WITHIN: Duration = Duration::from_secs(600);
 
 /// What a process of `spec` tells its fabric: it is `me`.
 ///

@@ -38,8 +38,13 @@ pub fn mount_root(root: &RootSpec, at: &Path) -> anyhow::Result<PathBuf> {
         make(dir, 0o755)?;
     }
     let lower: Vec<String> = lower.iter().map(|path| path.display().to_string()).collect();
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+    // xino: a file keeps its inode number when it is copied up, so that a cell keeps what it knows of it.
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},xino=on",
+        lower.join(":"),
+        upper.display(),
+        work.display()
+    );
     mount(Some("overlay"), &all, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
         .with_context(|| format!("cannot mount the root file system ({options})"))?;
     Ok(all)

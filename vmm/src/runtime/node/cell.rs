@@ -75,7 +75,7 @@ impl MachineCell {
     ///
     /// # Errors
     /// If KVM, memory or a device cannot be had, or the kernel is none.
-    pub fn new(parts: Parts<'_>) -> anyhow::Result<Arc<dyn Cell>> {
+    pub fn build(parts: Parts<'_>) -> anyhow::Result<Arc<dyn Cell>> {
         let Parts { spec, node, fabric, outcome, exit } = parts;
         let memory = Memory::new(spec, node).context("guest memory")?;
         memory.dsm().start(Arc::new(FabricLink::new(fabric)), exit)?;

@@ -214,7 +214,7 @@ impl MessageWorker {
         let metrics = &self.shared.metrics;
         let room =
             chain.clone().writer(&self.ram).ok().filter(|room| room.available_bytes() >= MESSAGE_MAX_BYTES);
-        if !room.is_some_and(|mut room| room.write_all(message).is_ok()) {
+        if room.is_none_or(|mut room| room.write_all(message).is_err()) {
             metrics.rx_bad_buffers_count.inc();
             guest_warn!("ssi: a receive buffer is smaller than {MESSAGE_MAX_BYTES} bytes or not writable");
             return 0;
