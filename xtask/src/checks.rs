@@ -5,7 +5,7 @@ use std::process::Command;
 use ssi_images::packages::Purpose;
 use ssi_images::{Cache, Source, Ui, command::which};
 
-use crate::house;
+use crate::{house, licences};
 
 /// How a check is done.
 #[derive(Debug, Clone, Copy)]
@@ -31,12 +31,10 @@ pub struct Check {
     pub work: Work,
     /// Packages it needs; root has them installed.
     pub needs: &'static [Purpose],
-    /// Why it cannot be done here, if so.
-    pub skip: fn() -> Option<String>,
 }
 
 const fn check(name: &'static str, about: &'static str, work: Work, needs: &'static [Purpose]) -> Check {
-    Check { name, about, work, needs, skip: || None }
+    Check { name, about, work, needs }
 }
 
 /// All checks, the quick ones first.
@@ -57,16 +55,7 @@ pub const CHECKS: &[Check] = &[
         Work::Cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
         &[],
     ),
-    Check {
-        name: "licences",
-        about: "the dependencies are those that deny.toml allows",
-        work: Work::Cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"]),
-        needs: &[],
-        // Not part of any summary's skips in CI: the tool is not in Debian, and building it takes longer than all else.
-        skip: || {
-            (!has_cargo("deny")).then(|| "cargo-deny is not installed (cargo install cargo-deny)".to_owned())
-        },
-    },
+    check("licences", "the dependencies are those that deny.toml allows", Work::Own(licences::check), &[]),
     check(
         "unit",
         "unit tests, models and simulations, native integration",

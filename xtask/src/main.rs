@@ -11,6 +11,8 @@ use ssi_images::{Cache, Source, Ui, kernel, lab, root, tools};
 mod checks;
 /// Checks of the project's own files.
 mod house;
+/// Licences of the dependencies.
+mod licences;
 /// Runs the table and reports.
 mod runner;
 
