@@ -157,7 +157,9 @@ mod tests {
         let inside = inside(&spec(&["8080:80"])).spec;
         inside.check().unwrap();
         let text = serde_json::to_string(&inside).unwrap();
-        assert!(!text.contains("/c/") && !text.contains("/s"), "{text}");
+        for path in ["/c/", "\"/s", ":/s"] {
+            assert!(!text.contains(path), "{path} in {text}");
+        }
         assert_eq!((inside.nodes, inside.memory_bytes, inside.epoch_ns), (2, 512 << 20, 5));
         assert_eq!(inside.cmdline_extra, "quiet");
     }
