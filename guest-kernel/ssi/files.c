@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/kdev_t.h>
 #include <linux/kernel.h>
+#include <linux/magic.h>
 #include <linux/major.h>
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
@@ -99,14 +100,12 @@ static int file_kind(struct ssi_save *s, struct file *file, unsigned int fd, lon
 		if (d_unlinked(file->f_path.dentry))
 			return remote ? SSI_FILE_REMOTE :
 					ssi_why(s, "descriptor %u is a deleted file (%pD4)", fd, file);
-		if (file->f_op->poll && S_ISREG(inode->i_mode) && inode->i_sb->s_flags & SB_NOUSER)
-			return ssi_why(s, "descriptor %u is of a kind that cannot move (%pD4)", fd, file);
 		/* An offset that somebody else moves too: harmless where every write goes to the end. */
 		if (S_ISREG(inode->i_mode) && file_count(file) - extra > own_refs(file) &&
 		    !((file->f_flags & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY)))
 			return remote ? SSI_FILE_REMOTE :
 			       ssi_why(s, "descriptor %u (%pD4) shares its offset with another process", fd, file);
-		if (inode->i_sb->s_magic == 0x9fa0)	/* procfs */
+		if (inode->i_sb->s_magic == PROC_SUPER_MAGIC)
 			return ssi_why(s, "descriptor %u is in /proc (%pD4)", fd, file);
 		return SSI_FILE_PATH;
 	case S_IFCHR:

@@ -2,7 +2,7 @@
 /*
  * Memory that follows its process: the destination's side.
  *
- * Locks: whoever brings pages in holds mmap_lock (for reading at least) from before it claims a chunk until the pages are in.
+ * Locks: whoever brings pages in holds mmap_lock (for reading at least) from before it claims a chunk until they are in.
  * So whoever waits for a claimed chunk while it holds mmap_lock itself waits for somebody who has it already. lazy->lock
  * guards the regions.
  */

@@ -257,7 +257,7 @@ static int check_vma_rec(struct ssi_restore *r, struct ssi_rec *raw, u64 *end)
 
 /*
  * A mapping that was writable once is charged for, even when it is not writable now. To be charged alike is what lets it be
- * one again with its neighbour, from which mprotect(2) has parted it. Pages charged here; do_mmap() sees to the writable ones.
+ * one again with its neighbour, from which mprotect(2) has parted it. do_mmap() sees to those that are writable now.
  */
 static int charge_vma(const struct ssi_rec_vma *v, unsigned long *pages)
 {

@@ -283,8 +283,8 @@ void ssi_restore_abort(struct ssi_restore *r)
 }
 
 /*
- * A path in an image leads through no symbolic link. In a move it must not do so now either, and must end at a file of the same
- * owner and mode: otherwise somebody could put another file there meanwhile, and have the kernel open it.
+ * A path in an image leads through no symbolic link. In a move it must not do so now either, and must end at a file of the
+ * same owner and mode: otherwise somebody could put another file there meanwhile, and have the kernel open it.
  */
 static struct file *open_live(const char *path, int flags, u32 mode, u32 uid, u32 gid)
 {

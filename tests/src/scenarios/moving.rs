@@ -183,7 +183,7 @@ pub fn resources(cluster: &Cluster<'_>) -> Result<()> {
         ensure!(unmoved.contains("PASS"), "{program}, not moved: {unmoved}");
         let path = format!("/usr/lib/ssi/tests/{program}");
         let script = format!(
-            "{path} 4000 > /var/tmp/{program}.out 2>&1 & pid=$!; moves=0; to=1; \
+            "{path} 400 > /var/tmp/{program}.out 2>&1 & pid=$!; moves=0; to=1; \
              while kill -0 $pid 2>/dev/null; do migrate $pid $to 2>>/var/tmp/{program}.err && moves=$((moves+1)); to=$((1-to)); done; \
              wait $pid; echo status $? moves $moves; cat /var/tmp/{program}.out /var/tmp/{program}.err"
         );
