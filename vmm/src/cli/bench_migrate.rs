@@ -62,7 +62,7 @@ impl Cluster<'_> {
     /// Starts a test program in cell 0 and waits until it has printed something: its memory is touched then.
     fn start(&self, program: &str) -> Result<Program, Fail> {
         let session = self.session()?;
-        let argv = vec![format!("/usr/lib/ssi/tests/{program}")];
+        let argv = vec![program.to_owned()];
         let started: Started =
             session.ask(&Request::Exec(Exec { argv, ..Exec::default() })).map_err(refusal)?;
         let (sender, first) = crossbeam_channel::bounded(1);

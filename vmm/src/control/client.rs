@@ -32,7 +32,10 @@ pub enum ClientError {
     },
     /// The answer is not one.
     #[error(transparent)]
-    Frame(#[from] FrameError),
+    Frame(FrameError),
+    /// There was none within the time of [`Client::set_timeout`].
+    #[error("no answer in time")]
+    Late,
     /// The other side ended the stream without an answer.
     #[error("the other side ended the connection without an answer")]
     Silent,
@@ -44,6 +47,19 @@ pub enum ClientError {
         /// The errno's name, where there is one.
         code: Option<String>,
     },
+}
+
+impl From<FrameError> for ClientError {
+    fn from(error: FrameError) -> Self {
+        match &error {
+            FrameError::Io(io)
+                if matches!(io.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+            {
+                Self::Late
+            }
+            _ => Self::Frame(error),
+        }
+    }
 }
 
 /// A session: one request, its answer, and the frames after it.

@@ -62,10 +62,9 @@ fn find(cells: &dyn Cells, pid: u32) -> Result<u32, Refused> {
     if silent.is_empty() {
         return Err(refused(format!("process {pid}: there is no such process in any cell"), "ESRCH"));
     }
-    Err(refused(
-        format!("process {pid} was not found, and not every cell answered: {}", silent.join("; ")),
-        "ESRCH",
-    ))
+    // It may be in a cell that does not answer: this is not "no such process".
+    let error = format!("process {pid} was not found, and not every cell answered: {}", silent.join("; "));
+    Err(Refused { error, code: None })
 }
 
 /// The errno's name in a line of migrate(1): `migrate: process 1: EPERM: ...`.
