@@ -169,3 +169,23 @@ fn dsm_i4_a_poisoned_page_wakes_its_waiters_and_unwatched_neighbours_are_untouch
     // SAFETY: our own descriptors.
     assert_eq!(unsafe { libc::close(pipe[0]) | libc::close(pipe[1]) }, 0);
 }
+
+/// With `shmem_enabled` at `advise` the run is one huge page at first; without, 512 pages. The same must hold.
+#[test]
+fn dsm_2_taking_one_page_of_a_touched_run_leaves_its_neighbours_mapped() {
+    let memory = slice(SliceKind::Own);
+    let pages = RUN_SIZE / PAGE_SIZE;
+    for index in 0..pages {
+        access(&memory, index, Some(index as u8)).join().unwrap();
+    }
+    memory.zap(pages / 2).unwrap();
+    for index in (0..pages).filter(|&index| index != pages / 2) {
+        assert_eq!(access(&memory, index, None).join().unwrap(), index as u8);
+        access(&memory, index, Some(1)).join().unwrap();
+    }
+    assert_eq!(memory.faults(1).unwrap(), []);
+    let reader = access(&memory, pages / 2, None);
+    assert_eq!(fault(&memory).index, pages / 2);
+    memory.install(pages / 2, Access::Write).unwrap();
+    assert_eq!(reader.join().unwrap(), (pages / 2) as u8);
+}

@@ -264,10 +264,25 @@ void ssi_depart(struct ssi_task *st, u32 where)
 	deputy_run(st);
 }
 
+/* What a move took, for /proc/ssi of its home, where people look. */
+void ssi_tell_figures(struct ssi_task *st)
+{
+	struct ssi_figures msg;
+
+	if (st->home == ssi_this_cell())
+		return;
+	spin_lock(&st->lock);
+	msg = (struct ssi_figures){ .pid = st->pid, .moves = st->moves, .stat = st->stat };
+	spin_unlock(&st->lock);
+	ssi_post(st->home, SSI_OP_DEPUTY_STAT, &msg, sizeof(msg));
+}
+
 void ssi_arrive(struct ssi_task *st, u32 source)
 {
-	if (st->home != ssi_this_cell() && st->home != source)
-		tell_moved(st, ssi_this_cell());
+	if (st->home == ssi_this_cell() || st->home == source)
+		return;
+	tell_moved(st, ssi_this_cell());
+	ssi_tell_figures(st);
 }
 
 static ssize_t handle_signal_to(struct ssi_request *req)
@@ -375,6 +390,24 @@ static ssize_t handle_moved(struct ssi_request *req)
 	return 0;
 }
 
+static ssize_t handle_stat(struct ssi_request *req)
+{
+	const struct ssi_figures *f = req->body;
+	struct ssi_task *st;
+
+	if (req->len != sizeof(*f))
+		return -EINVAL;
+	st = ssi_task_get_pid(f->pid);
+	if (!st)
+		return -ESRCH;
+	spin_lock(&st->lock);
+	if (st->role == SSI_DEPUTY && st->moves == f->moves)
+		st->stat = f->stat;
+	spin_unlock(&st->lock);
+	ssi_task_put(st);
+	return 0;
+}
+
 static ssize_t handle_ppid(struct ssi_request *req)
 {
 	struct task_struct *t;
@@ -467,7 +500,7 @@ int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
 
 	if (home == ssi_this_cell() || home >= ssi_cells() || task_active_pid_ns(current) != &init_pid_ns)
 		return -ESRCH;
-	if (!is_si_special(info))
+	if (info != SEND_SIG_NOINFO && info != SEND_SIG_PRIV)
 		msg.info = *info;
 	msg.info.si_signo = sig;
 	n = ssi_call(home, SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
@@ -527,6 +560,7 @@ static int __init deputy_init(void)
 	ssi_rpc_register(SSI_OP_DEPUTY_EXIT, handle_exit);
 	ssi_rpc_register(SSI_OP_DEPUTY_MOVED, handle_moved);
 	ssi_rpc_register(SSI_OP_DEPUTY_PPID, handle_ppid);
+	ssi_rpc_register(SSI_OP_DEPUTY_STAT, handle_stat);
 	return 0;
 }
 fs_initcall(deputy_init);

@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/kdev_t.h>
 #include <linux/kernel.h>
+#include <linux/magic.h>
 #include <linux/major.h>
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
@@ -99,14 +100,12 @@ static int file_kind(struct ssi_save *s, struct file *file, unsigned int fd, lon
 		if (d_unlinked(file->f_path.dentry))
 			return remote ? SSI_FILE_REMOTE :
 					ssi_why(s, "descriptor %u is a deleted file (%pD4)", fd, file);
-		if (file->f_op->poll && S_ISREG(inode->i_mode) && inode->i_sb->s_flags & SB_NOUSER)
-			return ssi_why(s, "descriptor %u is of a kind that cannot move (%pD4)", fd, file);
 		/* An offset that somebody else moves too: harmless where every write goes to the end. */
 		if (S_ISREG(inode->i_mode) && file_count(file) - extra > own_refs(file) &&
 		    !((file->f_flags & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY)))
 			return remote ? SSI_FILE_REMOTE :
 			       ssi_why(s, "descriptor %u (%pD4) shares its offset with another process", fd, file);
-		if (inode->i_sb->s_magic == 0x9fa0)	/* procfs */
+		if (inode->i_sb->s_magic == PROC_SUPER_MAGIC)
 			return ssi_why(s, "descriptor %u is in /proc (%pD4)", fd, file);
 		return SSI_FILE_PATH;
 	case S_IFCHR:
@@ -185,6 +184,8 @@ static int save_file(struct ssi_save *s, struct file *file, u32 index, unsigned 
 		.index = index,
 		.f_flags = file->f_flags,
 		.mode = file_inode(file)->i_mode,
+		.uid = from_kuid(&init_user_ns, file_inode(file)->i_uid),
+		.gid = from_kgid(&init_user_ns, file_inode(file)->i_gid),
 		.rdev = file_inode(file)->i_rdev,
 		.pos = file->f_pos,
 	};
@@ -267,14 +268,12 @@ static void files_release(struct ssi_save *s, bool moved)
 
 static struct file *open_path(struct ssi_restore *r, const struct ssi_rec_file *rec)
 {
-	struct file *f = filp_open(rec->path, rec->f_flags & REOPEN_FLAGS, 0);
+	struct file *f = ssi_reopen(r, rec->path, rec->f_flags & REOPEN_FLAGS, rec->mode, rec->uid, rec->gid);
 	loff_t pos = rec->pos;
 
-	if (IS_ERR(f)) {
-		pr_notice_ratelimited("image of %d: file %s: error %ld\n", r->hdr->pid, rec->path, PTR_ERR(f));
+	if (IS_ERR(f))
 		return f;
-	}
-	if ((file_inode(f)->i_mode ^ rec->mode) & S_IFMT || file_inode(f)->i_rdev != rec->rdev) {
+	if (file_inode(f)->i_rdev != rec->rdev) {
 		fput(f);
 		pr_notice_ratelimited("image of %d: %s is another kind of file now\n", r->hdr->pid, rec->path);
 		return ERR_PTR(-ESTALE);

@@ -119,6 +119,7 @@ struct ssi_rec_vma {
 	u64 vm_flags;
 	u64 pgoff;		/* pages */
 	u32 flags;		/* SSI_VMA_* */
+	u32 mode, uid, gid;	/* of the file */
 	u32 path_len;		/* with the final 0; 0: anonymous */
 	char path[];
 } __packed;
@@ -130,7 +131,7 @@ struct ssi_rec_file {
 	u32 index;		/* counts from 0 */
 	u32 kind;
 	u32 f_flags;
-	u32 mode;		/* of the inode */
+	u32 mode, uid, gid;	/* of the inode */
 	u64 pos;
 	u32 rdev;
 	u32 path_len;		/* with the final 0 */

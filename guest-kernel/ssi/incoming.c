@@ -144,11 +144,12 @@ int ssi_incoming_read(struct ssi_source *src, void *buf, size_t len)
 	return 0;
 }
 
-int ssi_incoming_ready(struct ssi_incoming_move *in)
+int ssi_incoming_ready(struct ssi_incoming_move *in, u64 t3_us)
 {
 	int err = 0;
 
 	spin_lock(&in->lock);
+	in->t3_us = t3_us;
 	if (in->state == SSI_IN_ACCEPTED)
 		in->state = SSI_IN_READY;
 	else
@@ -177,6 +178,18 @@ static bool is_home(s32 pid)
 	return home;
 }
 
+/* A process that has just left this cell and comes again: what was left of it has to let go of the PID first. */
+static void wait_gone(s32 pid)
+{
+	struct ssi_task *st = ssi_task_get_pid(pid);
+
+	if (!st)
+		return;
+	if (READ_ONCE(st->role) == SSI_GONE)
+		wait_event_timeout(st->wait, READ_ONCE(st->forgotten), ACCEPT_TIMEOUT);
+	ssi_task_put(st);
+}
+
 static ssize_t handle_offer(struct ssi_request *req)
 {
 	const struct ssi_offer *o = req->body;
@@ -186,6 +199,7 @@ static ssize_t handle_offer(struct ssi_request *req)
 		return -EINVAL;
 	if (!atomic_read(&openers))
 		return -ENOTCONN;	/* no migrationd here */
+	wait_gone(o->pid);
 	in = kzalloc(sizeof(*in), GFP_KERNEL);
 	if (!in)
 		return -ENOMEM;
@@ -273,6 +287,7 @@ static ssize_t handle_ready(struct ssi_request *req)
 		reply->error = in->error;
 		strscpy(reply->why, in->why, sizeof(reply->why));
 	}
+	reply->t3_us = in->t3_us;
 	spin_unlock(&in->lock);
 	if (reply->error)
 		unlist(in);

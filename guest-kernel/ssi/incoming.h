@@ -36,6 +36,7 @@ struct ssi_incoming_move {
 	int error;			/* in FAILED */
 	char why[SSI_WHY_MAX];
 	bool taken;			/* somebody reads it */
+	u64 t3_us;			/* what bringing the pages took; in READY */
 	struct list_head chunks;	/* of the image, not read yet */
 	u64 total_bytes;		/* so far */
 	struct ssi_commit commit;
@@ -45,7 +46,7 @@ void ssi_incoming_put(struct ssi_incoming_move *in);
 int ssi_incoming_take(struct ssi_incoming_move *in);		/* -EBUSY: restart() was called before */
 int ssi_incoming_read(struct ssi_source *src, void *buf, size_t len);
 /* Says that all is built, and waits for the commit. 0: committed; else it has failed. */
-int ssi_incoming_ready(struct ssi_incoming_move *in);
+int ssi_incoming_ready(struct ssi_incoming_move *in, u64 t3_us);
 void ssi_incoming_fail(struct ssi_incoming_move *in, int err, const char *why);
 /* The move behind a descriptor of /dev/ssi's ACCEPT, with a reference; NULL if @file is none. */
 struct ssi_incoming_move *ssi_incoming_of(struct file *file);

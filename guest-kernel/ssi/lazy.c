@@ -2,7 +2,7 @@
 /*
  * Memory that follows its process: the destination's side.
  *
- * Locks: whoever brings pages in holds mmap_lock (for reading at least) from before it claims a chunk until the pages are in.
+ * Locks: whoever brings pages in holds mmap_lock (for reading at least) from before it claims a chunk until they are in.
  * So whoever waits for a claimed chunk while it holds mmap_lock itself waits for somebody who has it already. lazy->lock
  * guards the regions.
  */
@@ -21,7 +21,9 @@
 
 #include "lazy.h"
 #include "wire.h"
+#include "migrate.h"
 #include "rpc.h"
+#include "task.h"
 
 #define CHUNK_PAGES	32				/* what one touch brings: a multiple of fault-around's 16 */
 #define CHUNK_SHIFT	(PAGE_SHIFT + 5)
@@ -34,7 +36,7 @@ struct region {
 	u64 *frames;		/* SSI_MAP_PAGES, 0: none; NULL: not asked yet */
 };
 
-struct range {
+struct part {
 	unsigned long start, end;
 };
 
@@ -47,7 +49,7 @@ struct ssi_lazy {
 	spinlock_t lock;
 	wait_queue_head_t wait;
 	struct xarray regions;	/* of struct region, by address >> REGION_SHIFT */
-	struct range *ranges;	/* in which pages of the source may be; in order */
+	struct part *ranges;	/* in which pages of the source may be; in order */
 	unsigned int nranges;
 	bool closed;		/* the address space ends: nothing more is brought */
 	bool complete;		/* everything is here, or lost */
@@ -55,6 +57,8 @@ struct ssi_lazy {
 	bool thp_disabled;	/* as the process itself wants it */
 	struct task_struct *thread;
 	u64 fetched;		/* pages */
+	pid_t pid;		/* whose it is */
+	u32 moves;		/* that it has made with this one */
 };
 
 static DEFINE_HASHTABLE(lazies, 6);
@@ -436,12 +440,29 @@ static int pull_all(struct ssi_lazy *lazy)
 	return 0;
 }
 
-/* Tells the source that it may let go. */
+/* Tells the source that it may let go, and notes what there was. */
 static void send_done(struct ssi_lazy *lazy)
 {
 	struct ssi_lazy_done req = { .id = lazy->id };
+	struct ssi_lazy_counts c;
+	struct ssi_task *st;
 
-	ssi_post(lazy->cell, SSI_OP_MIGRATE_FREE, &req, sizeof(req));
+	if (ssi_call(lazy->cell, SSI_OP_MIGRATE_FREE, &req, sizeof(req), &c, sizeof(c), MAX_SCHEDULE_TIMEOUT) != sizeof(c))
+		return;
+	st = ssi_task_get_pid(lazy->pid);
+	if (!st)
+		return;
+	spin_lock(&st->lock);
+	if (st->where == ssi_this_cell() && st->moves == lazy->moves) {
+		st->stat.pages_sent = c.pages_sent;
+		st->stat.pages_absent = c.pages_absent;
+		st->stat.pages_unmodified = c.pages_unmodified;
+		st->stat.total_us = div_u64(ktime_get_ns() - st->stop_ns, NSEC_PER_USEC);
+	}
+	spin_unlock(&st->lock);
+	if (lazy->cell != st->home)	/* which knows itself */
+		ssi_tell_figures(st);
+	ssi_task_put(st);
 }
 
 static int pull_thread(void *arg)
@@ -478,14 +499,14 @@ static int gather_ranges(struct ssi_restore *r, struct ssi_lazy *lazy)
 		return -ENOMEM;
 	ssi_for_each_rec(r, raw, SSI_REC_VMA) {
 		const struct ssi_rec_vma *v = (const void *)raw->data;
-		struct range *last = lazy->nranges ? &lazy->ranges[lazy->nranges - 1] : NULL;
+		struct part *last = lazy->nranges ? &lazy->ranges[lazy->nranges - 1] : NULL;
 
 		if (!(v->flags & SSI_VMA_ANON))
 			continue;
 		if (last && last->end == v->start)
 			last->end = v->end;
 		else
-			lazy->ranges[lazy->nranges++] = (struct range){ v->start, v->end };
+			lazy->ranges[lazy->nranges++] = (struct part){ v->start, v->end };
 	}
 	return 0;
 }
@@ -511,6 +532,8 @@ int ssi_lazy_prepare(struct ssi_restore *r)
 	refcount_set(&lazy->ref, 1);
 	lazy->cell = rec->cell;
 	lazy->id = rec->id;
+	lazy->pid = r->hdr->pid;
+	lazy->moves = r->hdr->moves + 1;
 	spin_lock_init(&lazy->lock);
 	init_waitqueue_head(&lazy->wait);
 	xa_init(&lazy->regions);
@@ -526,9 +549,13 @@ int ssi_lazy_prepare(struct ssi_restore *r)
 	set_bit(MMF_SSI, &lazy->mm->flags);
 
 	if (r->hdr->flags & SSI_IMAGE_EAGER) {
+		u64 start = ktime_get_ns();
+
 		err = pull_all(lazy);
 		if (!err)
 			unhash(lazy);
+		r->stat.pages_sent = lazy->fetched;
+		r->stat.t3_us = div_u64(ktime_get_ns() - start, NSEC_PER_USEC);
 		return err;
 	}
 	lazy->thread = kthread_create(pull_thread, lazy, "ssi-pull/%d", r->hdr->pid);
@@ -546,12 +573,10 @@ void ssi_lazy_commit(struct ssi_restore *r)
 	if (!lazy)
 		return;
 	r->lazy = NULL;
-	if (lazy->thread) {	/* takes over the reference */
+	if (lazy->thread)	/* takes over the reference */
 		wake_up_process(lazy->thread);
-	} else {
-		send_done(lazy);
+	else
 		put_lazy(lazy);
-	}
 }
 
 void ssi_lazy_abort(struct ssi_restore *r)

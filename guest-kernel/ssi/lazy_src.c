@@ -80,7 +80,7 @@ static struct ssi_lazy_src *get_src(u64 id, u32 dest)
 	return NULL;
 }
 
-static void complete_stat(struct ssi_lazy_src *src)
+static void complete_stat(struct ssi_lazy_src *src, u64 done_ns)
 {
 	struct ssi_task *st = src->pid ? ssi_task_get_pid(src->pid) : NULL;
 
@@ -90,7 +90,7 @@ static void complete_stat(struct ssi_lazy_src *src)
 	st->stat.pages_sent = src->stat.pages_sent;
 	st->stat.pages_absent = src->stat.pages_absent;
 	st->stat.pages_unmodified = src->stat.pages_unmodified;
-	st->stat.total_us = div_u64(ktime_get_ns() - st->stop_ns, NSEC_PER_USEC);
+	st->stat.total_us = done_ns ? div_u64(done_ns - st->stop_ns, NSEC_PER_USEC) : st->stat.stop_us;
 	spin_unlock(&st->lock);
 	ssi_task_put(st);
 }
@@ -119,6 +119,18 @@ void ssi_lazy_release(struct ssi_lazy_src *src)
 	}
 	mmput(src->mm);
 	put_src(src);
+}
+
+void ssi_lazy_complete(struct ssi_lazy_src *src)
+{
+	complete_stat(src, ktime_get_ns());
+	ssi_lazy_release(src);
+}
+
+void ssi_lazy_complete_eager(struct ssi_lazy_src *src)
+{
+	complete_stat(src, 0);
+	ssi_lazy_release(src);
 }
 
 void ssi_lazy_track(struct ssi_lazy_src *src, pid_t pid)
@@ -183,6 +195,7 @@ static ssize_t handle_map(struct ssi_request *req)
 static ssize_t handle_free(struct ssi_request *req)
 {
 	const struct ssi_lazy_done *d = req->body;
+	struct ssi_lazy_counts *c = req->reply;
 	struct ssi_lazy_src *src;
 
 	if (req->len != sizeof(*d))
@@ -190,10 +203,10 @@ static ssize_t handle_free(struct ssi_request *req)
 	src = get_src(d->id, req->cell);
 	if (!src)
 		return -ENOENT;
-	complete_stat(src);
-	ssi_lazy_release(src);
+	*c = (struct ssi_lazy_counts){ src->stat.pages_sent, src->stat.pages_absent, src->stat.pages_unmodified };
+	ssi_lazy_complete(src);
 	put_src(src);
-	return 0;
+	return sizeof(*c);
 }
 
 void ssi_lazy_cell_died(u32 cell)

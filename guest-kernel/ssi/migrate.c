@@ -140,6 +140,7 @@ static int wait_ready(struct move *m, struct ssi_save *s)
 	if (n != sizeof(ready))
 		return -EPROTO;
 	ready.why[SSI_WHY_MAX - 1] = 0;
+	s->stat.t3_us = ready.t3_us;
 	if (ready.error) {
 		strscpy(s->why, ready.why, SSI_WHY_MAX);
 		return ready.error < 0 && ready.error >= -MAX_ERRNO ? ready.error : -EPROTO;
@@ -189,7 +190,7 @@ static void moved(struct move *m, struct ssi_save *s, u64 stop_ns)
 }
 
 /* What is left here is a task without memory and files. */
-static int leave_mm(struct mm_struct **empty)
+static int empty_mm(struct mm_struct **empty)
 {
 	*empty = mm_alloc();
 	return *empty ? 0 : -ENOMEM;
@@ -208,7 +209,7 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 	src = ssi_lazy_keep(current->mm, m->dest, &s->lazy_id);
 	if (!src)
 		return -ENOMEM;
-	err = leave_mm(&empty);
+	err = empty_mm(&empty);
 	if (!err)
 		err = sink_cell(&sink, m->dest, m->id);
 	if (!err) {
@@ -235,6 +236,8 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 	ssi_save_release(s, true);
 	set_dumpable(empty, get_dumpable(current->mm));
 	ssi_drop_mm(ssi_switch_mm(empty));
+	if (m->flags & SSI_MOVE_EAGER)
+		ssi_lazy_complete_eager(src);
 	return 1;
 }
 
@@ -269,11 +272,8 @@ static int do_move(struct move *m, bool self)
 	s->dest = m->dest;
 	s->flags = m->flags;
 	s->why = why;
-	/* What has not come from the last cell yet comes first: the process is not stopped by this, only late. */
-	err = ssi_lazy_finish(current->mm);
 	stop_ns = ktime_get_ns();
-	if (!err)
-		err = ssi_check(s);
+	err = ssi_check(s);
 	if (!err)
 		err = m->file ? write_checkpoint(m, s) : move_to_cell(m, s, stop_ns);
 	if (err < 0)
@@ -319,6 +319,7 @@ static int run_move(struct move *m, bool self)
 
 static void move_work(struct callback_head *work)
 {
+	clear_notify_signal();	/* it may have come here on another way than through get_signal() */
 	run_move(container_of(work, struct move, work), false);
 }
 
@@ -391,12 +392,43 @@ static int wait_for(struct move *m, struct task_struct *t)
 	return err;
 }
 
+/* What has not come from the last cell yet comes first. The process runs meanwhile. */
+static int wait_drained(struct task_struct *t)
+{
+	struct mm_struct *mm = get_task_mm(t);
+	int err;
+
+	if (!mm)
+		return 0;
+	err = ssi_lazy_finish(mm);
+	mmput(mm);
+	return err == -ERESTARTSYS ? -EINTR : err;
+}
+
+static int refuse_stopped(struct task_struct *t)
+{
+	struct ssi_task *st = ssi_task_get(t, true);
+
+	if (!st)
+		return -ENOMEM;
+	set_why(st, "it is stopped: continue it first");
+	ssi_task_put(st);
+	return -EOPNOTSUPP;
+}
+
 /* Has @t do it, and waits. 1: @t is current, and its registers are what it brought when it came home. */
 static int request(struct task_struct *t, u32 dest, u64 flags, struct file *file, u32 checkpoint_flags)
 {
 	struct move *m;
 	int err;
 
+	if (t->flags & PF_EXITING || READ_ONCE(t->exit_state))
+		return -ESRCH;
+	err = wait_drained(t);
+	if (err)
+		return err;
+	if (READ_ONCE(t->signal->flags) & SIGNAL_STOP_STOPPED)
+		return refuse_stopped(t);
 	m = new_move(t, &err);
 	if (!m)
 		return err;

@@ -16,6 +16,7 @@ void ssi_incoming_cell_died(u32 cell);
 void ssi_depart(struct ssi_task *st, u32 where);
 /* current, which the process in @st has become in this cell, runs from now on; it came from cell @source. */
 void ssi_arrive(struct ssi_task *st, u32 source);
+void ssi_tell_figures(struct ssi_task *st);
 void ssi_deputy_cell_died(u32 cell);
 
 #endif

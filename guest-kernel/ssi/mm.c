@@ -9,8 +9,12 @@
 #include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
+#include <linux/binfmts.h>
+#include <linux/security.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/mmu_context.h>
 #include <linux/pagemap.h>
+#include <linux/rmap.h>
 #include <linux/personality.h>
 #include <linux/sched/coredump.h>
 #include <linux/sched/mm.h>
@@ -27,6 +31,8 @@
 /* Attributes of a mapping that are made anew from the image; protection and MAP_SHARED have their own ways. */
 #define CARRIED	(VM_GROWSDOWN | VM_LOCKED | VM_LOCKONFAULT | VM_DONTCOPY | VM_DONTDUMP | VM_WIPEONFORK | VM_HUGEPAGE | \
 		 VM_NOHUGEPAGE | VM_NORESERVE | VM_SEQ_READ | VM_RAND_READ | VM_DROPPABLE | VM_SEALED)
+/* What an image says of a mapping. */
+#define SAVED	(VM_READ | VM_WRITE | VM_EXEC | VM_ACCOUNT | CARRIED)
 /* Flags of the address space that an image may set. */
 #define MM_FLAGS	(MMF_INIT_MASK | (1UL << MMF_HAS_MDWE_NO_INHERIT))
 
@@ -73,6 +79,8 @@ static int mm_check(struct ssi_save *s)
 	struct vm_area_struct *vma;
 	int err = 0;
 
+	if (test_bit(MMF_SSI, &mm->flags))
+		return -EAGAIN;		/* it has moved since the caller looked */
 	if (rcu_access_pointer(mm->ioctx_table))
 		return ssi_why(s, "it uses asynchronous I/O (io_setup)");
 	if (test_bit(MMF_HAS_UPROBES, &mm->flags))
@@ -101,7 +109,7 @@ static int save_vma(struct ssi_save *s, struct vm_area_struct *vma, char *buf)
 	struct ssi_rec_vma rec = {
 		.start = vma->vm_start,
 		.end = vma->vm_end,
-		.vm_flags = vma->vm_flags & (VM_READ | VM_WRITE | VM_EXEC | CARRIED),
+		.vm_flags = vma->vm_flags & SAVED,
 		.pgoff = vma->vm_pgoff,
 		.flags = (vma->vm_flags & VM_MAYSHARE ? SSI_VMA_SHARED : 0) | (vma->anon_vma ? SSI_VMA_ANON : 0),
 	};
@@ -113,6 +121,9 @@ static int save_vma(struct ssi_save *s, struct vm_area_struct *vma, char *buf)
 			return ssi_why(s, "the file %pD4, mapped at %lx, has no path that leads to it", vma->vm_file,
 				       vma->vm_start);
 		rec.path_len = strlen(path) + 1;
+		rec.mode = file_inode(vma->vm_file)->i_mode;
+		rec.uid = from_kuid(&init_user_ns, file_inode(vma->vm_file)->i_uid);
+		rec.gid = from_kgid(&init_user_ns, file_inode(vma->vm_file)->i_gid);
 	}
 	return ssi_write_rec2(s->sink, SSI_REC_VMA, &rec, sizeof(rec), path, rec.path_len);
 }
@@ -237,12 +248,36 @@ static int check_vma_rec(struct ssi_restore *r, struct ssi_rec *raw, u64 *end)
 		return ssi_bad_image(r, "mapping with a bad path");
 	if (v->start < *end || v->end <= v->start || v->end > TASK_SIZE_MAX || (v->start | v->end) & ~PAGE_MASK)
 		return ssi_bad_image(r, "mapping %llx-%llx: bad or not in order", v->start, v->end);
-	if (v->vm_flags & ~(u64)(VM_READ | VM_WRITE | VM_EXEC | CARRIED) ||
-	    v->flags & ~(SSI_VMA_SHARED | SSI_VMA_ANON) || (v->flags & SSI_VMA_SHARED && !v->path_len) ||
-	    v->pgoff > ULONG_MAX >> PAGE_SHIFT)
+	if (v->vm_flags & ~(u64)SAVED || v->flags & ~(SSI_VMA_SHARED | SSI_VMA_ANON) ||
+	    (v->flags & SSI_VMA_SHARED && !v->path_len) || v->pgoff > ULONG_MAX >> PAGE_SHIFT)
 		return ssi_bad_image(r, "mapping %llx: bad flags %llx, %x", v->start, v->vm_flags, v->flags);
 	*end = v->end;
 	return 0;
+}
+
+/*
+ * A mapping that was writable once is charged for, even when it is not writable now. To be charged alike is what lets it be
+ * one again with its neighbour, from which mprotect(2) has parted it. do_mmap() sees to those that are writable now.
+ */
+static int charge_vma(const struct ssi_rec_vma *v, unsigned long *pages)
+{
+	*pages = 0;
+	if (!(v->vm_flags & VM_ACCOUNT) || v->flags & SSI_VMA_SHARED ||
+	    (v->vm_flags & (VM_WRITE | VM_NORESERVE)) == VM_WRITE)
+		return 0;
+	*pages = (v->end - v->start) >> PAGE_SHIFT;
+	return security_vm_enough_memory_mm(current->mm, *pages);
+}
+
+/*
+ * Parts of what was one mapping share their reverse map, those without pages too: only then can mprotect(2) make one of them
+ * again. In the order of addresses each finds that of its neighbour.
+ */
+static int share_anon_vma(struct mm_struct *mm, const struct ssi_rec_vma *v)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, v->start);
+
+	return v->flags & SSI_VMA_ANON && vma ? anon_vma_prepare(vma) : 0;
 }
 
 static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
@@ -251,30 +286,36 @@ static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 			     (v->vm_flags & VM_EXEC ? PROT_EXEC : 0);
 	unsigned long flags = MAP_FIXED_NOREPLACE | (v->flags & SSI_VMA_SHARED ? MAP_SHARED : MAP_PRIVATE);
 	struct mm_struct *mm = current->mm;
-	unsigned long addr, populate;
+	unsigned long addr, populate, charged;
 	struct file *file = NULL;
 	LIST_HEAD(uf);
+	int err;
 
 	if (v->path_len) {
-		file = filp_open(v->path, O_RDONLY | O_LARGEFILE, 0);
-		if (IS_ERR(file)) {
-			pr_notice_ratelimited("image of %d: mapping %s: error %ld\n", r->hdr->pid, v->path,
-					      PTR_ERR(file));
-			return PTR_ERR(file);
-		}
-		if (!S_ISREG(file_inode(file)->i_mode)) {
-			fput(file);
+		if (!S_ISREG(v->mode))
 			return ssi_bad_image(r, "mapping %s: not a regular file", v->path);
-		}
+		file = ssi_reopen(r, v->path, O_RDONLY | O_LARGEFILE, v->mode, v->uid, v->gid);
+		if (IS_ERR(file))
+			return PTR_ERR(file);
 	}
-	mmap_write_lock(mm);
-	addr = do_mmap(file, v->start, v->end - v->start, prot, flags, v->vm_flags & CARRIED, v->pgoff, &populate, &uf);
-	mmap_write_unlock(mm);
+	err = charge_vma(v, &charged);
+	if (err) {
+		addr = err;
+	} else {
+		mmap_write_lock(mm);
+		addr = do_mmap(file, v->start, v->end - v->start, prot, flags,
+			       (v->vm_flags & CARRIED) | (charged ? VM_ACCOUNT : 0), v->pgoff, &populate, &uf);
+		if (!IS_ERR_VALUE(addr))
+			err = share_anon_vma(mm, v);
+		mmap_write_unlock(mm);
+		if (IS_ERR_VALUE(addr) && charged)
+			vm_unacct_memory(charged);
+	}
 	if (file)
 		fput(file);
 	if (IS_ERR_VALUE(addr))
 		return addr;
-	return addr == v->start ? 0 : -ENOMEM;
+	return addr == v->start ? err : -ENOMEM;
 }
 
 static int prepare_vmas(struct ssi_restore *r)
@@ -377,9 +418,6 @@ static int mm_prepare(struct ssi_restore *r)
 	r->new_mm->flags = (r->new_mm->flags & ~MM_FLAGS) | (m->flags & MM_FLAGS);
 	r->new_mm->def_flags = 0;
 
-	/* What the former program had registered in its memory ends with it, as in execve(2). */
-	if (!r->deputy)
-		exec_mm_release(current, current->mm);
 	r->old_personality = current->personality;
 	current->personality = t->personality & ~READ_IMPLIES_EXEC;	/* protections are given in full */
 	r->old_mm = ssi_switch_mm(r->new_mm);

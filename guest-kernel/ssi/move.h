@@ -130,5 +130,7 @@ int ssi_collect_pages(struct mm_struct *mm, unsigned long addr, unsigned int n, 
 		      struct ssi_move_stat *stat);
 
 char *ssi_path_of(const struct path *path, char *buf, int len);	/* from the root of the system; ERR_PTR */
+/* Opens again what was open under @path, if it is still the same kind of file, and in a move: of the same owner and mode. */
+struct file *ssi_reopen(struct ssi_restore *r, const char *path, int flags, u32 mode, u32 uid, u32 gid);
 
 #endif

@@ -231,8 +231,6 @@ static void regs_commit(struct ssi_restore *r)
 	do_arch_prctl_64(current, ARCH_SET_GS, rec->gsbase);
 	commit_restart_block(r, rec);
 	commit_fpu(r);
-	/* Back to user mode through the signal code, which restarts the call in progress, and not by SYSRET. */
-	set_thread_flag(TIF_SIGPENDING);
 }
 
 static const struct ssi_rec_def regs_recs[] = {

@@ -4,10 +4,14 @@
  */
 #define pr_fmt(fmt) "ssi: " fmt
 
+#include <linux/cred.h>
 #include <linux/dcache.h>
 #include <linux/err.h>
+#include <linux/file.h>
+#include <linux/fs.h>
 #include <linux/kernel.h>
 #include <linux/mm.h>
+#include <linux/namei.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
@@ -18,6 +22,7 @@
 #include "move.h"
 #include "rpc.h"
 #include "task.h"
+#include "uapi.h"
 
 /*
  * What a process consists of. In the order in which it is built: the address space first, since it can take long and is
@@ -214,20 +219,43 @@ int ssi_restore_read(struct ssi_restore *r)
 	return err;
 }
 
+static int prepare_one(struct ssi_restore *r, int i)
+{
+	int err;
+
+	r->prepared = i + 1;
+	err = resources[i]->prepare ? resources[i]->prepare(r) : 0;
+	if (err)
+		pr_notice_ratelimited("process %d cannot be built here: %s: error %d\n", r->hdr->pid, resources[i]->name,
+				      err);
+	return err;
+}
+
+/*
+ * What a process opened before it gave up privileges is open all the same. So in a move files are opened as the kernel; that
+ * they are the same files ssi_reopen() looks after. From credentials on, the caller is judged as what it is.
+ */
 int ssi_restore_prepare(struct ssi_restore *r)
 {
-	for (int i = 0; i < ARRAY_SIZE(resources); i++) {
-		int err;
+	struct cred *kernel = NULL;
+	const struct cred *caller = NULL;
+	int i = 0, err = 0;
 
-		r->prepared = i + 1;
-		err = resources[i]->prepare ? resources[i]->prepare(r) : 0;
-		if (err) {
-			pr_notice_ratelimited("process %d cannot be built here: %s: error %d\n", r->hdr->pid,
-					      resources[i]->name, err);
-			return err;
-		}
+	if (r->live) {
+		kernel = prepare_kernel_cred(&init_task);
+		if (!kernel)
+			return -ENOMEM;
+		caller = override_creds(kernel);
 	}
-	return 0;
+	for (; !err && resources[i] != &ssi_res_creds; i++)
+		err = prepare_one(r, i);
+	if (caller) {
+		revert_creds(caller);
+		put_cred(kernel);
+	}
+	for (; !err && i < ARRAY_SIZE(resources); i++)
+		err = prepare_one(r, i);
+	return err;
 }
 
 void ssi_restore_commit(struct ssi_restore *r)
@@ -252,6 +280,47 @@ void ssi_restore_abort(struct ssi_restore *r)
 		kvfree(rec);
 	INIT_LIST_HEAD(&r->recs);
 	r->hdr = NULL;
+}
+
+/*
+ * A path in an image leads through no symbolic link. In a move it must not do so now either, and must end at a file of the
+ * same owner and mode: otherwise somebody could put another file there meanwhile, and have the kernel open it.
+ */
+static struct file *open_live(const char *path, int flags, u32 mode, u32 uid, u32 gid)
+{
+	struct inode *inode;
+	struct path p;
+	struct file *f;
+	int err = kern_path(path, LOOKUP_NO_SYMLINKS, &p);
+
+	if (err)
+		return ERR_PTR(err);
+	inode = d_backing_inode(p.dentry);
+	if (inode->i_mode != mode || from_kuid(&init_user_ns, inode->i_uid) != uid ||
+	    from_kgid(&init_user_ns, inode->i_gid) != gid)
+		f = ERR_PTR(-ESTALE);
+	else
+		f = dentry_open(&p, flags, current_cred());
+	path_put(&p);
+	return f;
+}
+
+struct file *ssi_reopen(struct ssi_restore *r, const char *path, int flags, u32 mode, u32 uid, u32 gid)
+{
+	struct file *f;
+
+	if (r->live) {
+		f = open_live(path, flags, mode, uid, gid);
+	} else {
+		f = filp_open(path, flags, 0);
+		if (!IS_ERR(f) && (file_inode(f)->i_mode ^ mode) & S_IFMT) {
+			fput(f);
+			f = ERR_PTR(-ESTALE);
+		}
+	}
+	if (IS_ERR(f))
+		pr_notice_ratelimited("image of %d: opening %s: error %ld\n", r->hdr->pid, path, PTR_ERR(f));
+	return f;
 }
 
 char *ssi_path_of(const struct path *path, char *buf, int len)

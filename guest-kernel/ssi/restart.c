@@ -10,6 +10,7 @@
 #include <linux/fs_struct.h>
 #include <linux/kernel.h>
 #include <linux/mm.h>
+#include <linux/sched/coredump.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task_stack.h>
@@ -55,6 +56,8 @@ static void fill_entry(struct ssi_restore *r, struct ssi_task *st, u64 bytes)
 	st->stat.t2_us = c->t2_us;
 	st->stat.image_bytes = bytes;
 	st->stat.stop_us = div_u64(ktime_get_ns() - c->stop_ns, NSEC_PER_USEC);
+	if (r->hdr->flags & SSI_IMAGE_EAGER)
+		st->stat.total_us = st->stat.stop_us;
 	spin_unlock(&st->lock);
 }
 
@@ -74,11 +77,13 @@ int ssi_restart(struct ssi_source *src, bool deputy)
 	if (!err)
 		err = ssi_restore_prepare(r);
 	if (!err && r->live)
-		err = ssi_incoming_ready(src->in);
+		err = ssi_incoming_ready(src->in, r->stat.t3_us);
 	if (!err) {
 		if (st)
 			fill_entry(r, st, src->bytes);
 		ssi_restore_commit(r);
+		/* To user mode through the signal code, which restarts the call in progress or interrupts it (MIG-5). */
+		set_thread_flag(TIF_SIGPENDING);
 		if (st)
 			ssi_arrive(st, r->hdr->source);
 	} else if (src->in) {
@@ -143,7 +148,8 @@ SYSCALL_DEFINE1(restart, int, fd)
 		return -EBADF;
 	in = ssi_incoming_of(file);
 	/* As execve(2), but a caller with threads or shared memory is told to go without. */
-	if (get_nr_threads(current) > 1 || atomic_read(&current->mm->mm_users) > 1 ||
+	if (get_nr_threads(current) > 1 || current->vfork_done ||
+	    (test_bit(MMF_MULTIPROCESS, &current->mm->flags) && atomic_read(&current->mm->mm_users) > 1) ||
 	    atomic_read(&current->files->count) > 1 || current->fs->users > 1) {
 		err = -EINVAL;
 		if (in)

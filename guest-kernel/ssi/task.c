@@ -33,12 +33,12 @@ static int stat_show(struct seq_file *m, void *v)
 
 	spin_lock(&st->lock);
 	s = st->stat;
-	seq_printf(m, "role %s\nhome %u\nnode %u\nmoves %u\nmoving %d\nppid %d\npgrp %d\nsid %d\n", role_names[st->role],
-		   st->home, st->where, st->moves, st->moving, st->ppid, st->pgrp, st->sid);
+	seq_printf(m, "role: %s\ndeputy: %d\nhome: %u\nnode: %u\nmoves: %u\nmoving: %d\n", role_names[st->role],
+		   st->role == SSI_DEPUTY, st->home, st->where, st->moves, st->moving);
 	spin_unlock(&st->lock);
-	seq_printf(m, "t0_us %llu\nt1_us %llu\nt2_us %llu\nt3_us %llu\nstop_us %llu\ntotal_us %llu\n", s.t0_us, s.t1_us,
-		   s.t2_us, s.t3_us, s.stop_us, s.total_us);
-	seq_printf(m, "image_bytes %llu\npages_sent %llu\npages_absent %llu\npages_unmodified %llu\n", s.image_bytes,
+	seq_printf(m, "t0_us: %llu\nt1_us: %llu\nt2_us: %llu\nt3_us: %llu\nstop_us: %llu\ntotal_us: %llu\n", s.t0_us,
+		   s.t1_us, s.t2_us, s.t3_us, s.stop_us, s.total_us);
+	seq_printf(m, "image_bytes: %llu\npages_sent: %llu\npages_absent: %llu\npages_unmodified: %llu\n", s.image_bytes,
 		   s.pages_sent, s.pages_absent, s.pages_unmodified);
 	return 0;
 }
@@ -162,6 +162,8 @@ void ssi_task_forget(struct ssi_task *st)
 	if (!there)
 		return;
 	atomic_dec(&ntasks);
+	WRITE_ONCE(st->forgotten, true);
+	wake_up_all(&st->wait);
 	proc_remove(st->proc);	/* waits for readers */
 	ssi_task_put(st);
 }

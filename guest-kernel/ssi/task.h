@@ -49,6 +49,7 @@ struct ssi_task {
 	wait_queue_head_t wait;
 	bool exited;			/* status and usage are valid */
 	bool lost;			/* the cell where it ran died */
+	bool forgotten;			/* the process has ended here, and its PID is free */
 	int status;			/* as wait(2) gives it */
 	struct ssi_usage usage;
 	struct ssi_incoming_move *coming;	/* it comes home; with a reference */

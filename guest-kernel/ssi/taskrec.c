@@ -22,6 +22,7 @@
 #include <uapi/linux/sched/types.h>
 
 #include "move.h"
+#include "task.h"
 
 static int check_kin(struct ssi_save *s)
 {
@@ -68,8 +69,6 @@ static int task_check(struct ssi_save *s)
 		return ssi_why(s, "it holds priority-inheritance futexes");
 	if (current->policy == SCHED_DEADLINE)
 		return ssi_why(s, "it is scheduled by deadline");
-	if (!(current->mm->flags & (1UL << MMF_TOPDOWN)) && !(current->personality & ADDR_COMPAT_LAYOUT))
-		return 0;
 	return 0;
 }
 

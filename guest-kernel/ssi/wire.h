@@ -18,13 +18,14 @@ enum {
 	SSI_OP_MIGRATE_ABORT	= SSI_OP_MIGRATE + 4,	/* u64 id; one-way */
 	SSI_OP_MIGRATE_ASK	= SSI_OP_MIGRATE + 5,	/* ssi_ask -> ssi_asked: migrate(2) on a process that is elsewhere */
 	SSI_OP_MIGRATE_MAP	= SSI_OP_MIGRATE + 6,	/* destination -> source: ssi_map_request -> u64 frames[SSI_MAP_PAGES] */
-	SSI_OP_MIGRATE_FREE	= SSI_OP_MIGRATE + 7,	/* ssi_lazy_done; one-way */
+	SSI_OP_MIGRATE_FREE	= SSI_OP_MIGRATE + 7,	/* ssi_lazy_done -> ssi_lazy_counts */
 
 	SSI_OP_DEPUTY_SIGNAL	= SSI_OP_DEPUTY + 0,	/* home -> runner: ssi_signal; -ESRCH: not here (any more) */
 	SSI_OP_DEPUTY_KILL	= SSI_OP_DEPUTY + 1,	/* anywhere -> home: ssi_kill: kill(2) of a PID unknown there */
 	SSI_OP_DEPUTY_EXIT	= SSI_OP_DEPUTY + 2,	/* runner -> home: ssi_exit */
 	SSI_OP_DEPUTY_MOVED	= SSI_OP_DEPUTY + 3,	/* new cell -> home: ssi_moved */
 	SSI_OP_DEPUTY_PPID	= SSI_OP_DEPUTY + 4,	/* runner -> home: s32 pid -> s32 ppid */
+	SSI_OP_DEPUTY_STAT	= SSI_OP_DEPUTY + 5,	/* runner -> home: ssi_figures: what a move between others took */
 };
 
 #define SSI_MAP_PAGES	512	/* a region of 2 MiB */
@@ -39,6 +40,7 @@ struct ssi_offer {
 
 struct ssi_ready {
 	s32 error;
+	u64 t3_us;		/* eager: what bringing the pages took */
 	char why[SSI_WHY_MAX];
 } __packed;
 
@@ -71,6 +73,10 @@ struct ssi_lazy_done {
 	u64 id;
 } __packed;
 
+struct ssi_lazy_counts {
+	u64 pages_sent, pages_absent, pages_unmodified;
+} __packed;
+
 struct ssi_signal {
 	s32 pid;
 	s32 sig;
@@ -95,6 +101,12 @@ struct ssi_moved {
 	s32 pid;
 	u32 cell;
 	u32 moves;		/* so far: an older message is of no interest */
+} __packed;
+
+struct ssi_figures {
+	s32 pid;
+	u32 moves;		/* so far: of which one these are */
+	struct ssi_move_stat stat;
 } __packed;
 
 #endif

@@ -32,7 +32,7 @@ pub fn build(cache: &Cache, source: &Source, ui: &Ui) -> Result<PathBuf> {
     for (program, place) in rust_programs(source, &mut log, &|| step.tick())? {
         install(&program, &tree.join(place))?;
     }
-    c_programs(source, &tree.join("usr/lib/ssi/tests"), &mut log)?;
+    c_programs(source, &tree, &mut log)?;
     drop(step);
     let mut key = Key::new("tools-1");
     key.add_tree("tree", &tree)?;
@@ -97,14 +97,17 @@ pub fn cargo(source: &Source) -> Run {
     run
 }
 
-/// Compiles each `tests/guest/*.c` into a static program.
-fn c_programs(source: &Source, to: &Path, log: &mut Log) -> Result<()> {
+/// Compiles each `tests/guest/*.c` into a static program, at its place in `tree`.
+fn c_programs(source: &Source, tree: &Path, log: &mut Log) -> Result<()> {
     for (name, path) in files(&source.join("tests/guest"))? {
         let Some(stem) = name.strip_suffix(".c").filter(|stem| !stem.contains('/')) else { continue };
-        fs::create_dir_all(to)?;
+        let to = tree.join(place(stem));
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder)?;
+        }
         Run::new("gcc")
             .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o"])
-            .arg(to.join(stem))
+            .arg(to)
             .arg(path)
             .log_to(log)
             .with_context(|| format!("the guest test program {name} does not compile"))?;

@@ -47,6 +47,9 @@ pub mod gateway;
 
 mod fin;
 
+#[cfg(test)]
+mod testing;
+
 /// Switch and gateway, joined.
 pub mod stack;
 

@@ -9,6 +9,9 @@ use smoltcp::wire::{
 use crate::ETH_HDR_BYTES;
 use crate::vnet::{Checksum, HDR_BYTES, VnetRepr};
 
+/// Most segments of one frame: the largest at the smallest segment size that Linux uses (48 bytes).
+pub const MAX_SEGMENTS: usize = 1366;
+
 /// What the receiver of a frame takes, as its driver negotiated it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offload {
@@ -62,12 +65,16 @@ pub fn adapt(mut frame: Vec<u8>, repr: VnetRepr, to: Offload, mut out: impl FnMu
 }
 
 /// Cuts an Ethernet frame with one large TCP segment over IPv4 into segments of `size` payload bytes, each with its
-/// vnet header and full checksums. Calls `out` for each, in order; returns how many; 0 if it is no such frame.
+/// vnet header and full checksums. Calls `out` for each, in order; returns how many; 0 if it is no such frame, or would
+/// make more than [`MAX_SEGMENTS`].
 pub fn segment_tcpv4(frame: &[u8], size: NonZeroU16, mut out: impl FnMut(Vec<u8>)) -> usize {
     let Some((ip_len, tcp_len, total)) = tcpv4_lengths(frame) else { return 0 };
     let headers = ETH_HDR_BYTES + ip_len + tcp_len;
     let payload = &frame[headers..ETH_HDR_BYTES + total];
     let last = payload.len().saturating_sub(1) / usize::from(size.get());
+    if last >= MAX_SEGMENTS {
+        return 0;
+    }
     let mut count = 0;
     for index in 0..=last {
         let at = index * usize::from(size.get());

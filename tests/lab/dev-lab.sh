@@ -82,13 +82,14 @@ chmod +x "$work/tree/init"
 khz=$(awk '/^cpu MHz/ { printf "%d", $4 * 1000; exit }' /proc/cpuinfo)
 [ -n "$khz" ] || die "/proc/cpuinfo does not say the CPU's frequency"
 run() {
+    status=0
     timeout "$limit" qemu-system-x86_64 \
         -M microvm,acpi=off,x-option-roms=off,isa-serial=on -accel tcg,thread=multi \
         -cpu max,-la57,-xsave,-avx,-xsaveopt,-mpx,-pku,-erms \
         -m "$host_memory" -smp 2 -nodefaults -no-user-config -no-reboot -display none \
         -kernel "$host" -initrd "$work/host.cpio" -serial stdio \
-        -append "console=ttyS0 quiet tsc_early_khz=$khz tsc=reliable reboot=t panic=-1"
-    echo $? >"$work/status"
+        -append "console=ttyS0 quiet tsc_early_khz=$khz tsc=reliable kvm.halt_poll_ns=0 reboot=t panic=-1" || status=$?
+    echo $status >"$work/status"
 }
 if [ "$input" = - ]; then run; else run </dev/null; fi | tee "$work/log"
 status=$(cat "$work/status" 2>/dev/null || echo 1)

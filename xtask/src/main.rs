@@ -7,6 +7,15 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use ssi_images::{Cache, Source, Ui, kernel, lab, root, tools};
 
+/// The table of checks.
+mod checks;
+/// Checks of the project's own files.
+mod house;
+/// Licences of the dependencies.
+mod licences;
+/// Runs the table and reports.
+mod runner;
+
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "The developer's commands of ssivmm")]
 struct Arguments {
@@ -16,6 +25,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run all checks and tests, the same here and in CI
+    Test(runner::Options),
     /// Build the guest kernel (six minutes on two cores, once)
     Kernel {
         /// Build in this tree, and only what changed; it is made from the pinned source if it does not exist
@@ -50,6 +61,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let ui = Ui::detect();
     let cache = Cache::open()?;
     match command {
+        Command::Test(options) => return runner::run(&source, &options),
         Command::Kernel { check_source: true, .. } => println!("{}", kernel::verify_source(&source)?),
         Command::Kernel { tree, .. } => {
             let built = match tree {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -113,8 +114,9 @@ impl SliceMemory {
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Os`].
     pub fn protect(&self, index: usize) -> Result<(), Error> {
-        let address = self.prepare(index)?;
-        self.uffd.write_protect(address, true)
+        let (address, fresh) = self.watch(index)?;
+        self.uffd.write_protect(address, true)?;
+        self.map_neighbours(index, fresh)
     }
 
     /// From Shared to Modified: writes go through again, and those who wait for the page are woken.
@@ -131,8 +133,9 @@ impl SliceMemory {
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Os`].
     pub fn zap(&self, index: usize) -> Result<(), Error> {
-        self.prepare(index)?;
-        self.guest.advise(index * PAGE_SIZE, PAGE_SIZE, libc::MADV_DONTNEED)
+        let (_, fresh) = self.watch(index)?;
+        self.guest.advise(index * PAGE_SIZE, PAGE_SIZE, libc::MADV_DONTNEED)?;
+        self.map_neighbours(index, fresh)
     }
 
     /// Maps the page with the bytes that the alias shows, readable or writable, and wakes those who wait for it. A page
@@ -213,24 +216,59 @@ impl SliceMemory {
         self.watched.get(index * PAGE_SIZE / RUN_SIZE).is_none_or(|w| w.load(Ordering::Acquire))
     }
 
+    /// Has the guest mapping the page, so that a read does not fault?
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`] if `/proc/self/pagemap` cannot be read.
+    pub fn is_resident(&self, index: usize) -> Result<bool, Error> {
+        self.check(index)?;
+        let mut entry = [0; 8];
+        let offset = self.guest.address(index * PAGE_SIZE) / PAGE_SIZE as u64 * 8;
+        let read = File::open("/proc/self/pagemap").and_then(|map| map.read_exact_at(&mut entry, offset));
+        read.map_err(|e| Error::from_os("reading /proc/self/pagemap", e))?;
+        // Bit 63: present (Documentation/admin-guide/mm/pagemap.rst).
+        Ok(u64::from_le_bytes(entry) >> 63 == 1)
+    }
+
     fn check(&self, index: usize) -> Result<(), Error> {
         if index < self.pages() { Ok(()) } else { Err(Error::OutOfRange { index, pages: self.pages() }) }
     }
 
-    /// The page's address, watched, and with a page in the memfd: from here on an access to it, where it is not mapped,
-    /// is a minor fault, never one that the kernel serves from a hole by itself.
+    /// The page's address; see [`SliceMemory::watch`].
     fn prepare(&self, index: usize) -> Result<u64, Error> {
+        Ok(self.watch(index)?.0)
+    }
+
+    /// The page's address, watched, and with a page in the memfd: from here on an access to it, where it is not mapped,
+    /// is a minor fault, never one that the kernel serves from a hole by itself. And: is the run watched only since now?
+    fn watch(&self, index: usize) -> Result<(u64, bool), Error> {
         self.check(index)?;
+        let mut fresh = false;
         if let Some(watched) = self.watched.get(index * PAGE_SIZE / RUN_SIZE)
             && !watched.load(Ordering::Acquire)
         {
             let run = index * PAGE_SIZE / RUN_SIZE * RUN_SIZE;
             self.uffd.register(self.guest.address(run), RUN_SIZE, Watch::MinorAndProtected)?;
             watched.store(true, Ordering::Release);
+            fresh = true;
         }
         // SAFETY: the alias maps all pages of the slice. The read makes the memfd allocate the page.
         unsafe { ptr::read_volatile(self.alias.at(index * PAGE_SIZE)) };
-        Ok(self.guest.address(index * PAGE_SIZE))
+        Ok((self.guest.address(index * PAGE_SIZE), fresh))
+    }
+
+    /// The first change to a page of a run splits the huge page that maps it: the kernel unmaps all of it. The other pages
+    /// are nobody else's yet, and are mapped again at once rather than by a fault each. Where pages were mapped one by one,
+    /// nothing is unmapped, and this ends at the first of them.
+    fn map_neighbours(&self, index: usize, fresh: bool) -> Result<(), Error> {
+        if !fresh {
+            return Ok(());
+        }
+        let page = index * PAGE_SIZE;
+        let run = page / RUN_SIZE * RUN_SIZE;
+        self.uffd.map_run(self.guest.address(run), page - run)?;
+        let next = page + PAGE_SIZE;
+        self.uffd.map_run(self.guest.address(run) + (next - run) as u64, run + RUN_SIZE - next)
     }
 }
 

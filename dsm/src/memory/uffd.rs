@@ -204,10 +204,8 @@ impl Uffd {
         };
         let mut arg = RangeModeResult { range: Range { start, len: len as u64 }, mode, result: 0 };
         // SAFETY: RangeModeResult has the layout of `struct uffdio_register`.
-        self.retry("UFFDIO_REGISTER", || unsafe {
-            ioctl_with_mut_ref(&self.file, UFFDIO_REGISTER(), &mut arg)
-        })
-        .map_err(|e| Error::from_os("UFFDIO_REGISTER", e))
+        retry("UFFDIO_REGISTER", || unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_REGISTER(), &mut arg) })
+            .map_err(|e| Error::from_os("UFFDIO_REGISTER", e))
     }
 
     /// Sets or lifts the write protection of the page at `address`; lifting wakes those who wait for it.
@@ -218,7 +216,7 @@ impl Uffd {
         let mode = if protect { WRITEPROTECT_WP } else { 0 };
         let mut arg = RangeMode { range: page(address), mode };
         // SAFETY: RangeMode has the layout of `struct uffdio_writeprotect`.
-        self.retry("UFFDIO_WRITEPROTECT", || unsafe {
+        retry("UFFDIO_WRITEPROTECT", || unsafe {
             ioctl_with_mut_ref(&self.file, UFFDIO_WRITEPROTECT(), &mut arg)
         })
         .map_err(|e| Error::from_os("UFFDIO_WRITEPROTECT", e))
@@ -232,11 +230,37 @@ impl Uffd {
     pub fn map_page(&self, address: u64, protect: bool) -> Result<bool, Error> {
         let mode = if protect { CONTINUE_WP } else { 0 };
         // SAFETY: RangeModeResult has the layout of `struct uffdio_continue`.
-        let result = self.retry("UFFDIO_CONTINUE", || unsafe {
+        let result = retry("UFFDIO_CONTINUE", || unsafe {
             let mut arg = RangeModeResult { range: page(address), mode, result: 0 };
             ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg)
         });
         unless_exists("UFFDIO_CONTINUE", result)
+    }
+
+    /// Maps pages of the memfd, writable, from `address` on until `len` bytes are mapped, or one page is mapped already, or
+    /// the memfd has none: that is no error.
+    ///
+    /// # Errors
+    /// [`Error::Os`] with the kernel's reason.
+    pub fn map_run(&self, mut address: u64, len: usize) -> Result<(), Error> {
+        let end = address + len as u64;
+        while address < end {
+            let mut arg =
+                RangeModeResult { range: Range { start: address, len: end - address }, mode: 0, result: 0 };
+            // SAFETY: RangeModeResult has the layout of `struct uffdio_continue`.
+            if unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg) } >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            // A part of the range is EAGAIN too, and the result says how much.
+            match (error.raw_os_error(), i64::from_ne_bytes(arg.result.to_ne_bytes())) {
+                (_, mapped) if mapped > 0 => address += mapped.unsigned_abs(),
+                (Some(libc::EAGAIN), _) => std::thread::yield_now(),
+                (Some(libc::EEXIST | libc::EFAULT), _) => return Ok(()),
+                _ => return Err(Error::from_os("UFFDIO_CONTINUE", error)),
+            }
+        }
+        Ok(())
     }
 
     /// Makes every later access to the unmapped page at `address` a SIGBUS, and wakes those who wait. `Ok(false)`:
@@ -246,7 +270,7 @@ impl Uffd {
     /// [`Error::Os`] with the kernel's reason.
     pub fn poison(&self, address: u64) -> Result<bool, Error> {
         // SAFETY: RangeModeResult has the layout of `struct uffdio_poison`.
-        let result = self.retry("UFFDIO_POISON", || unsafe {
+        let result = retry("UFFDIO_POISON", || unsafe {
             let mut arg = RangeModeResult { range: page(address), mode: 0, result: 0 };
             ioctl_with_mut_ref(&self.file, UFFDIO_POISON(), &mut arg)
         });
@@ -260,7 +284,7 @@ impl Uffd {
     pub fn wake(&self, address: u64) -> Result<(), Error> {
         let mut arg = page(address);
         // SAFETY: Range has the layout of `struct uffdio_range`.
-        self.retry("UFFDIO_WAKE", || unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_WAKE(), &mut arg) })
+        retry("UFFDIO_WAKE", || unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_WAKE(), &mut arg) })
             .map_err(|e| Error::from_os("UFFDIO_WAKE", e))
     }
 
@@ -282,29 +306,29 @@ impl Uffd {
         };
         Ok(messages[..got / size].iter().filter(|m| m.event == UFFD_EVENT_PAGEFAULT).map(fault).collect())
     }
-
-    /// `EAGAIN` means that the address space is changing under the ioctl (`fork`, `mremap`): it is tried again, in bounds.
-    fn retry(&self, what: &'static str, mut ioctl: impl FnMut() -> i32) -> Result<(), io::Error> {
-        const TRIES: usize = 10_000;
-        for _ in 0..TRIES {
-            if ioctl() >= 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => std::thread::yield_now(),
-                _ => return Err(error),
-            }
-        }
-        log::error!("{what}: the address space kept changing for {TRIES} tries");
-        Err(io::Error::from_raw_os_error(libc::EAGAIN))
-    }
 }
 
 impl AsRawFd for Uffd {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// `EAGAIN` means that the address space is changing under the ioctl (`fork`, `mremap`): it is tried again, in bounds.
+fn retry(what: &'static str, mut ioctl: impl FnMut() -> i32) -> Result<(), io::Error> {
+    const TRIES: usize = 10_000;
+    for _ in 0..TRIES {
+        if ioctl() >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => std::thread::yield_now(),
+            _ => return Err(error),
+        }
+    }
+    log::error!("{what}: the address space kept changing for {TRIES} tries");
+    Err(io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
 fn page(address: u64) -> Range {
@@ -330,5 +354,35 @@ fn fault(message: &Message) -> UffdFault {
         address: message.address & !(PAGE_SIZE as u64 - 1),
         access: if write { Access::Write } else { Access::Read },
         kind,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fail_with(errno: i32) -> i32 {
+        // SAFETY: the thread's own errno.
+        unsafe { *libc::__errno_location() = errno };
+        -1
+    }
+
+    #[test]
+    fn eagain_from_the_kernel_is_tried_again() {
+        let mut tries = 0;
+        let result = retry("test", || {
+            tries += 1;
+            if tries < 3 { fail_with(libc::EAGAIN) } else { 0 }
+        });
+        assert!(result.is_ok());
+        assert_eq!(tries, 3);
+    }
+
+    #[test]
+    fn another_error_is_reported_at_once_and_eagain_not_for_ever() {
+        let error = retry("test", || fail_with(libc::ENOMEM)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        let error = retry("test", || fail_with(libc::EAGAIN)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
     }
 }

@@ -53,8 +53,8 @@ pub fn build(cache: &Cache, source: &Source, ui: &Ui) -> Result<Kernel> {
         let tree = build.dir.join("linux");
         prepare(source, &pin, &tree, &mut build.log, *ui)?;
         overlay(source, &tree)?;
-        configure(source, &tree, &mut build.log)?;
-        compile(&pin, &tree, &mut build.log, *ui)?;
+        configure(source, &tree, true, &mut build.log)?;
+        compile(&pin, &tree, true, &mut build.log, *ui)?;
         let built = of_tree(&tree)?;
         for (from, name) in [(&built.vmlinux, VMLINUX), (&built.bzimage, BZIMAGE), (&built.config, CONFIG)] {
             fs::rename(from, build.dir.join(name)).with_context(|| format!("cannot move {name}"))?;
@@ -85,8 +85,8 @@ pub fn build_in_tree(source: &Source, tree: &Path, ui: &Ui) -> Result<Kernel> {
         ));
     }
     overlay(source, &tree)?;
-    configure(source, &tree, &mut log)?;
-    compile(&pin, &tree, &mut log, *ui)?;
+    configure(source, &tree, false, &mut log)?;
+    compile(&pin, &tree, false, &mut log, *ui)?;
     of_tree(&tree)
 }
 
@@ -195,7 +195,9 @@ fn overlay(source: &Source, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn make(tree: &Path) -> Run {
+/// `make` in `tree`. `cached`: through ccache, where that is installed; make takes another compiler command for a reason to compile
+/// all again, so a developer's tree, which was perhaps built by hand, goes without.
+fn make(tree: &Path, cached: bool) -> Run {
     let mut make = Run::new("make")
         .dir(tree)
         // Variables of an outer make or cargo must not leak into the build.
@@ -207,14 +209,14 @@ fn make(tree: &Path) -> Run {
         .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970")
         .env("KBUILD_BUILD_VERSION", "1")
         .env("ARCH", "x86_64");
-    if which("ccache").is_some() {
+    if cached && which("ccache").is_some() {
         make = make.env("CCACHE_BASEDIR", tree).env("CCACHE_NOHASHDIR", "1").arg("CC=ccache gcc");
     }
     make
 }
 
 /// Writes `.config` from the requests and checks that each one stuck.
-fn configure(source: &Source, tree: &Path, log: &mut Log) -> Result<()> {
+fn configure(source: &Source, tree: &Path, cached: bool, log: &mut Log) -> Result<()> {
     let configs = source.join("guest-kernel/configs");
     let mut requests = config::Requests::default();
     let base = configs.join("ssi_defconfig");
@@ -232,16 +234,16 @@ fn configure(source: &Source, tree: &Path, log: &mut Log) -> Result<()> {
     if !(tree.join(".config").exists() && fs::read_to_string(&asked).ok().as_ref() == Some(&wanted)) {
         fs::write(tree.join(".config"), &wanted)?;
     }
-    make(tree).arg("olddefconfig").log_to(log).context("the kernel cannot be configured")?;
+    make(tree, cached).arg("olddefconfig").log_to(log).context("the kernel cannot be configured")?;
     requests.check(&fs::read_to_string(tree.join(".config"))?)?;
     fs::write(asked, wanted)?;
     Ok(())
 }
 
-fn compile(pin: &Pin, tree: &Path, log: &mut Log, ui: Ui) -> Result<()> {
+fn compile(pin: &Pin, tree: &Path, cached: bool, log: &mut Log, ui: Ui) -> Result<()> {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let step = ui.step("kernel", "compiling", pin.objects);
-    make(tree).arg(format!("-j{jobs}")).arg("bzImage").log_lines(log, |line| count(&step, line))?;
+    make(tree, cached).arg(format!("-j{jobs}")).arg("bzImage").log_lines(log, |line| count(&step, line))?;
     step.done();
     Ok(())
 }

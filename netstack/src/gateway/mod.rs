@@ -22,7 +22,7 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::socket::tcp;
+use smoltcp::socket::{Socket, tcp};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
@@ -40,6 +40,9 @@ use udp::Datagrams;
 
 /// Lowest local port of a connection to a cell.
 const FIRST_PORT: u16 = 1024;
+
+/// Most sockets that are kept for reuse.
+const MAX_SPARE_SOCKETS: usize = 32;
 
 /// Names a connection or datagram flow of the gateway; never used again.
 pub type ConnId = u64;
@@ -171,6 +174,8 @@ pub struct Gateway {
     reassembly: Reassembly,
     events: VecDeque<Event>,
     counters: GatewayCounters,
+    /// Sockets of connections that are over.
+    spare: Vec<tcp::Socket<'static>>,
     next_id: ConnId,
     next_port: u16,
 }
@@ -212,6 +217,7 @@ impl Gateway {
             reassembly: Reassembly::default(),
             events: VecDeque::new(),
             counters: GatewayCounters::default(),
+            spare: Vec::new(),
             next_id: 1,
             next_port,
         }
@@ -395,6 +401,7 @@ impl Gateway {
 
     fn forget(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.remove(&id) {
+            Self::retire(&mut self.spare, conn.phase);
             self.keys.remove(&conn.key);
             if let Some(at) = conn.timer {
                 self.timers.remove(&(at, id));
@@ -404,10 +411,23 @@ impl Gateway {
         self.dirty.remove(&id);
     }
 
-    fn new_socket(&self) -> tcp::Socket<'static> {
+    /// Keeps the socket of a connection that is over for one that comes: its buffers are large, and zeroing new ones
+    /// would cost more than a short connection does. smoltcp resets all state that a new connection reads.
+    fn retire(spare: &mut Vec<tcp::Socket<'static>>, phase: Phase) {
+        if let Phase::Live(mut set, handle) = phase
+            && spare.len() < MAX_SPARE_SOCKETS
+            && let Socket::Tcp(mut socket) = set.remove(handle)
+        {
+            socket.abort();
+            spare.push(socket);
+        }
+    }
+
+    fn new_socket(&mut self) -> tcp::Socket<'static> {
         let buffer = |bytes: usize| tcp::SocketBuffer::new(vec![0; bytes.max(2048)]);
-        let mut socket =
-            tcp::Socket::new(buffer(self.config.rx_buffer_bytes), buffer(self.config.tx_buffer_bytes));
+        let mut socket = self.spare.pop().unwrap_or_else(|| {
+            tcp::Socket::new(buffer(self.config.rx_buffer_bytes), buffer(self.config.tx_buffer_bytes))
+        });
         // The peers outside decide what goes together; a proxy that waits adds only delay.
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(CONNECT_TIMEOUT));
@@ -601,7 +621,7 @@ impl Gateway {
         if let Some(socket) = conn.socket()
             && (matches!(socket.state(), tcp::State::Closed | tcp::State::Listen))
         {
-            conn.phase = Phase::Over;
+            Self::retire(&mut self.spare, std::mem::replace(&mut conn.phase, Phase::Over));
             next = None;
         }
         if matches!(conn.phase, Phase::Over) && conn.released {
@@ -628,7 +648,7 @@ impl Gateway {
 
     fn end_time_wait(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get_mut(&id) {
-            conn.phase = Phase::Over;
+            Self::retire(&mut self.spare, std::mem::replace(&mut conn.phase, Phase::Over));
             if let Some(at) = conn.timer.take() {
                 self.timers.remove(&(at, id));
             }
@@ -638,3 +658,6 @@ impl Gateway {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -132,11 +132,11 @@ mod tests {
     fn parts_that_overlap_or_take_too_long_spoil_their_datagram() {
         let mut table = Reassembly::default();
         assert_eq!(table.add(key(1), part(0, true), &[1; 16], NOW), None);
-        assert_eq!(table.add(key(1), part(8, false), &[2; 16], NOW), None);
+        assert_eq!(table.add(key(1), part(8, true), &[2; 8], NOW), None);
         assert_eq!(
-            table.add(key(1), part(16, false), &[2; 16], NOW),
+            table.add(key(1), part(24, false), &[2; 8], NOW),
             None,
-            "the first part went with its datagram"
+            "as many bytes as it has, but not those"
         );
         assert_eq!(table.add(key(2), part(0, true), &[1; 8], NOW), None);
         assert_eq!(table.add(key(2), part(8, false), &[2; 8], NOW + TTL), None);

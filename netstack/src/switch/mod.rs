@@ -574,3 +574,6 @@ fn step_tcp(flow: &mut Flow, flags: TcpFlags, out: bool) {
         flow.class = Class::Established;
     }
 }
+
+#[cfg(test)]
+mod tests;

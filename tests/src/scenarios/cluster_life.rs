@@ -90,10 +90,7 @@ pub fn in_use(bench: &Bench) -> Result<()> {
     let port = bench.run(&["up", "--name", "other", "--nodes", "1", "--publish", &publish])?;
     let said = String::from_utf8_lossy(&port.stderr).into_owned();
     ensure!(!port.status.success() && said.contains(&cluster.port.to_string()), "same port: {port:?}");
-    ensure!(
-        bench.run(&["-C", "other", "status"])?.status.code() == Some(3),
-        "a failed up left a cluster"
-    );
+    ensure!(bench.run(&["-C", "other", "status"])?.status.code() == Some(3), "a failed up left a cluster");
     Ok(())
 }
 

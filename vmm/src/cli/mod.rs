@@ -11,8 +11,12 @@ use crate::machine::devrun;
 
 /// Benchmarks that print ratios.
 mod bench;
+/// Moves of processes.
+mod bench_migrate;
 /// Serial consoles.
 mod console;
+/// What this machine can do.
+mod doctor;
 /// `down`.
 mod down;
 /// `exec`.
@@ -272,9 +276,9 @@ struct BenchArgs {
     /// What to measure
     #[arg(value_enum)]
     what: bench::What,
-    /// How often
-    #[arg(long, default_value_t = 20, value_name = "N")]
-    rounds: u32,
+    /// How often; each benchmark has its own default
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
     #[command(flatten)]
     json: Json,
 }
@@ -331,17 +335,17 @@ pub fn main() -> ExitCode {
         Command::Console { cell } => console::run(cell, cluster),
         Command::Down => down::run(cluster),
         Command::List(json) => show::list(json.json),
-        Command::Doctor(json) => crate::doctor::command(json.json).map_err(Into::into),
+        Command::Doctor(json) => doctor::run(json.json),
         Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),
-        Command::LabInit => crate::lab::init::pid1(),
-        Command::LabRun => up::lab_run(),
         Command::DevRun(args) => match devrun::run(&args) {
             Ok(true) => Ok(0),
             Ok(false) => Ok(exit::FAILED),
             Err(error) => Err(error.into()),
         },
+        Command::LabInit => crate::lab::init::pid1(),
+        Command::LabRun => crate::lab::init::run().map(|()| 0).map_err(Into::into),
         Command::Man { dir } => man::run(Cli::command(), &dir),
     };
     match outcome {

@@ -22,13 +22,13 @@ fn load(config: &Path) -> anyhow::Result<ClusterSpec> {
 /// `io`.
 pub fn io(args: &ProcessArgs) -> Outcome {
     let (spec, exit, _workers) = begin(args)?;
-    runtime::io::run(&spec, &exit, |_, _, _| Ok(Box::new(runtime::io::NoServices)))?;
+    runtime::io::run(&spec, &exit, runtime::io::services::IoServices::start)?;
     Ok(0)
 }
 
 /// `node`.
 pub fn node(args: &ProcessArgs, node: u32) -> Outcome {
     let (spec, exit, _workers) = begin(args)?;
-    runtime::node::run(&spec, node, &exit, |_| anyhow::bail!("no machine yet"))?;
+    runtime::node::run(&spec, node, &exit, runtime::node::cell::MachineCell::build)?;
     Ok(0)
 }

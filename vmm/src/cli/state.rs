@@ -73,6 +73,11 @@ impl State {
         }
     }
 
+    /// In the directory `root`.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     fn clusters(&self) -> PathBuf {
         self.root.join("clusters")
     }
@@ -281,7 +286,8 @@ impl ClusterDir {
         DirBuilder::new().recursive(true).mode(0o700).create(&last)?;
         let kept = last.join(&self.name);
         remove_tree(&kept)?;
-        for gone in [self.path.join("cluster.json"), self.secret()] {
+        // An emulated host's payload holds the secret too.
+        for gone in [self.path.join("cluster.json"), self.secret(), self.run().join("payload")] {
             match fs::remove_file(gone) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

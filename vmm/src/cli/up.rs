@@ -1,4 +1,4 @@
-use std::net::{SocketAddrV4, TcpListener};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,22 +11,12 @@ use super::{Fail, Host, Outcome, UpArgs, exit, show};
 use crate::control::Client;
 use crate::doctor;
 use crate::fabric::Secret;
-use crate::lab::payload::place;
-use crate::lab::{Forward, Lab, LabError, LabImages, LabSpec, Payload, Work};
+use crate::lab::{Booted, LabCluster, LabError, LabImages};
 use crate::launch::{
     self, Address, ClusterSpec, FabricSpec, HostKind, LaunchError, Options, ProcessRecord, Publish, RootSpec,
 };
 use crate::runtime::leash::on_signals;
 use crate::worker::Stop;
-
-/// Port on which a controller listens inside an emulated host.
-const LAB_CONTROL_PORT: u16 = 7373;
-/// First port on which an emulated host takes what the machine publishes.
-const LAB_PUBLISH_PORT: u16 = 20_000;
-/// Processors of an emulated host.
-const LAB_CPUS: u32 = 2;
-/// What an emulated host says when every cell is up.
-const READY: &str = "ready";
 
 /// `up`.
 pub fn run(args: &UpArgs, cluster: Option<&str>) -> Outcome {
@@ -198,21 +188,10 @@ fn launch_failed(error: &LaunchError) -> Fail {
 
 fn boot_lab(args: &UpArgs, dir: &ClusterDir, built: &Built, cancel: &Stop, ui: Ui) -> Result<Status, Fail> {
     let secret = Secret::create(&dir.secret()).context("making the cluster's secret")?;
-    let control = free_port()?;
-    let mut forwards = vec![Forward { host: control, guest: LAB_CONTROL_PORT }];
-    // The same cluster, as the emulated host sees it.
-    let mut spec = draft(args, &dir.name, HostKind::Lab, Path::new(place::STATE));
-    spec.kernel = place::KERNEL.into();
-    spec.root.lower = vec![place::TOOLS.into(), place::ROOT.into()];
-    spec.secret = place::SECRET.into();
-    spec.control = Address::Tcp(place::ADDRESS.to_string(), LAB_CONTROL_PORT);
-    for (ports, inside) in spec.publish.iter_mut().zip(LAB_PUBLISH_PORT..) {
-        forwards.push(Forward { host: SocketAddrV4::new(ports.address, ports.host), guest: inside });
-        *ports = Publish { address: place::ADDRESS, host: inside, guest: ports.guest };
-    }
+    let spec = draft(args, &dir.name, HostKind::Lab, &dir.run());
     let images = &built.images;
-    let lab_spec = LabSpec {
-        run_dir: dir.run(),
+    let cluster = LabCluster {
+        spec: &spec,
         images: LabImages {
             bzimage: images.kernel.bzimage.clone(),
             initramfs: built.initramfs.clone().context("the lab's initramfs was not built")?,
@@ -220,39 +199,26 @@ fn boot_lab(args: &UpArgs, dir: &ClusterDir, built: &Built, cancel: &Stop, ui: U
             root: images.root.clone(),
             tools: images.tools.clone(),
         },
-        memory_mib: LabSpec::memory_for(args.nodes, args.memory),
-        cpus: LAB_CPUS,
-        forwards,
-        payload: Payload {
-            work: Work::Cluster(serde_json::to_value(&spec)?),
-            secret: secret.bytes().to_vec(),
-            realtime_ns: now_ns(),
-        },
+        secret: secret.bytes(),
+        run_dir: dir.run(),
+        ready_within: Duration::from_secs(args.timeout),
     };
     ui.say("lab: booting the emulated host");
-    let mut lab = Lab::boot(&lab_spec).map_err(|error| lab_failed(&error))?;
-    let up = wait_for_lab(&mut lab, args, cancel, ui).and_then(|()| {
-        let control = Address::Tcp(control.ip().to_string(), control.port());
-        let mut status: Status = Client::connect(&control, &dir.name, &secret)?.ask(&Request::Status)?;
-        // As this machine sees it.
-        spec.publish.clone_from(&args.publish);
-        status.publish = spec.publish.iter().map(ToString::to_string).collect();
-        dir.commit(&record(spec, control, vec![ProcessRecord::of("lab", lab.pid())?]))?;
-        Ok(status)
-    });
+    let Booted { mut lab, control } =
+        cluster.boot(cancel, |line| ui.say(&format!("lab: {line}"))).map_err(|error| lab_failed(&error))?;
+    let up = Client::connect(&control, &dir.name, &secret)
+        .and_then(|client| client.ask::<Status>(&Request::Status))
+        .map_err(Fail::from)
+        .and_then(|mut status| {
+            // As this machine sees them.
+            status.publish = spec.publish.iter().map(ToString::to_string).collect();
+            dir.commit(&record(spec.clone(), control, vec![ProcessRecord::of("lab", lab.pid())?]))?;
+            Ok(status)
+        });
     if up.is_err() {
         lab.kill().map_err(|error| lab_failed(&error))?;
     }
     up
-}
-
-fn wait_for_lab(lab: &mut Lab, args: &UpArgs, cancel: &Stop, ui: Ui) -> Result<(), Fail> {
-    let said = |line: &str| {
-        if line != READY {
-            ui.say(&format!("lab: {line}"));
-        }
-    };
-    lab.wait_for(READY, Duration::from_secs(args.timeout), cancel, said).map_err(|error| lab_failed(&error))
 }
 
 fn lab_failed(error: &LabError) -> Fail {
@@ -262,42 +228,4 @@ fn lab_failed(error: &LabError) -> Fail {
         _ => exit::FAILED,
     };
     Fail::new(status, error.to_string())
-}
-
-/// A port of the loopback address for the controller of an emulated host.
-fn free_port() -> Result<SocketAddrV4, Fail> {
-    let listener =
-        TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    match listener.local_addr()? {
-        std::net::SocketAddr::V4(address) => Ok(address),
-        std::net::SocketAddr::V6(address) => {
-            Err(Fail::new(exit::FAILED, format!("{address} is not an IPv4 address")))
-        }
-    }
-}
-
-/// `lab-run`: the launcher inside an emulated host, started by its PID 1.
-pub fn lab_run() -> Outcome {
-    let cancel = Stop::new()?;
-    let _signals = on_signals(&cancel)?;
-    crate::lab::init::run(|description| {
-        let spec: ClusterSpec = serde_json::from_value(description).context("the cluster's description")?;
-        let options = Options {
-            program: "/proc/self/exe".into(),
-            // The machine's side has the time limit that the user gave.
-            ready_within: Duration::from_secs(3600),
-            cancel: cancel.clone(),
-        };
-        let running = launch::start(&spec, &options, &mut |progress| lab_says(&progress.to_string()))?;
-        lab_says(READY);
-        let ended = running.wait(&cancel);
-        anyhow::ensure!(ended.well, "{}", ended.how);
-        Ok(())
-    })?;
-    Ok(0)
-}
-
-/// A line on the console, as the machine's side reads it.
-fn lab_says(line: &str) {
-    println!("{}{line}", crate::lab::host::SAYS);
 }

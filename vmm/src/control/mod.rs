@@ -24,6 +24,3 @@ pub mod server;
 pub use cells::{CellState, Cells};
 pub use client::{Client, ClientError};
 pub use server::Controller;
-
-#[cfg(test)]
-mod tests;

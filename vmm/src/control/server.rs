@@ -23,7 +23,7 @@ pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two tries to reach an agent that is not up yet.
 const PING_EVERY: Duration = Duration::from_millis(100);
 /// An agent that takes a connection answers a ping within this, or is asked again.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Cells get this long to write back their files and stop, then their nodes are stopped.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(30);
 

@@ -16,11 +16,15 @@
 //!    link, before the first vCPU runs and before the first message comes. 4. Frames of the fabric's `page` class go to
 //!    [`Dsm::message`] (a `Dsm` is a fabric [`Handler`](crate::fabric::Handler)), deaths to [`Dsm::node_died`].
 
+/// Round trips of page faults between processes, against raw TCP: `ssivmm bench dsm`.
+pub mod bench;
 mod fabric;
+mod hold;
 mod link;
 mod service;
 
 pub use fabric::FabricLink;
+pub use hold::{HOLD_MAX_US, HOLD_MIN_US, measured_hold_us};
 pub use link::{Link, LocalLinks};
 pub use service::{Dsm, DsmError, PageLost};
 

@@ -246,7 +246,8 @@ impl Dsm {
         self.with(me, |driver, now, out| driver.fetch(page, token, now, out));
     }
 
-    /// [`Dsm::read_page`] for threads that may wait: those that serve FETCH.
+    /// [`Dsm::read_page`] for threads that may wait: those that serve FETCH. A page that is here, as nearly all are, costs a
+    /// lock and a copy.
     ///
     /// # Errors
     /// [`PageLost`].

@@ -85,6 +85,89 @@ fn dsm_i2_increments_of_two_nodes_in_each_others_slices_add_up() {
 }
 
 #[test]
+fn a_fetch_of_a_page_that_another_node_writes_gets_its_current_bytes() {
+    let cluster = Cluster::new(2);
+    cluster.counter(0, 0, 5).store(1, Ordering::Relaxed);
+    let read = || {
+        let bytes = cluster.dsms[0].read_page_wait(BASE + 5 * PAGE_SIZE as u64).unwrap();
+        u64::from_le_bytes(bytes[..8].try_into().unwrap())
+    };
+    assert_eq!(read(), 1, "a page that is here");
+    cluster.counter(1, 0, 5).store(2, Ordering::Relaxed);
+    assert_eq!(read(), 2, "a page that node 1 has");
+    cluster.counter(1, 0, 5).store(3, Ordering::Relaxed);
+    assert_eq!(read(), 3, "a page that node 1 has taken again");
+    assert_eq!(cluster.dsms[0].read_page_wait(BASE + STRIDE).unwrap_err(), PageLost, "node 1's slice");
+    assert_eq!(cluster.dsms[0].read_page_wait(0).unwrap_err(), PageLost, "no slice at all");
+}
+
+#[test]
+fn a_prefetched_page_is_read_without_a_fault_and_a_released_one_goes_home() {
+    let cluster = Cluster::new(2);
+    let page = BASE + 9 * PAGE_SIZE as u64;
+    cluster.counter(0, 0, 9).store(7, Ordering::Relaxed);
+    let node1 = &cluster.dsms[1];
+    node1.prefetch(page);
+    while !cluster.dsms[1].memory(NodeId(0)).unwrap().is_resident(9).unwrap() {
+        thread::yield_now();
+    }
+    assert_eq!(cluster.counter(1, 0, 9).load(Ordering::Relaxed), 7);
+    assert_eq!(node1.counters()[0].read_faults_count, 0);
+    node1.release(page);
+    // Its home hears of it before the answer to this fault, which comes over the same link.
+    assert_eq!(cluster.counter(1, 0, 10).load(Ordering::Relaxed), 0);
+    assert_eq!((cluster.dsms[0].tracked_pages()[0], node1.tracked_pages()[0]), (1, 1), "page 10 alone");
+    for gpa in [0, BASE + STRIDE, u64::MAX] {
+        node1.prefetch(gpa);
+        node1.release(gpa);
+    }
+}
+
+#[test]
+fn dsm_i4_an_access_to_a_dead_nodes_page_is_an_error_and_nothing_waits() {
+    let cluster = Cluster::new(2);
+    let node1 = cluster.dsms[1].clone();
+    // The other node says nothing: the access waits until its death is told.
+    let silent = Dsm::new(config(1, 2)).unwrap();
+    let links = LocalLinks::new(2);
+    silent.start(links.of(NodeId(1)), &cluster.exit).unwrap();
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let memory = silent.memory(NodeId(0)).unwrap().clone();
+    let reader = thread::spawn(move || {
+        let (_near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        sender.send(()).unwrap();
+        use std::os::fd::AsRawFd;
+        // The kernel reads the page for the call, and says of a poisoned one what a cell would see as SIGBUS.
+        // SAFETY: one page of the mapping, which `memory` keeps; the kernel only reads it.
+        let written = unsafe { libc::write(far.as_raw_fd(), memory.guest_addr().cast(), 8) };
+        (written, std::io::Error::last_os_error().raw_os_error())
+    });
+    receiver.recv().unwrap();
+    while silent.counters()[0].read_faults_count == 0 {
+        thread::yield_now();
+    }
+    silent.node_died(NodeId(0));
+    assert_eq!(reader.join().unwrap(), (-1, Some(libc::EFAULT)));
+    assert_eq!(silent.counters()[0].lost_pages_count, 1);
+    // A page of node 1's own slice that the dead node had for writing is lost too, to a fetch as to an access.
+    cluster.counter(0, 1, 3).store(1, Ordering::Relaxed);
+    node1.node_died(NodeId(0));
+    let gpa = BASE + STRIDE + 3 * PAGE_SIZE as u64;
+    assert_eq!(node1.read_page_wait(gpa).unwrap_err(), PageLost);
+    assert!(node1.read_page_wait(gpa + PAGE_SIZE as u64).is_ok(), "what it never had is not");
+}
+
+#[test]
+fn a_layout_that_cannot_be_is_refused_with_its_reason() {
+    let good = config(0, 2).slices;
+    let with = |slices, me| Dsm::new(Config { me: NodeId(me), slices, hold_us: 0 }).unwrap_err().to_string();
+    assert!(with(good, 2).contains("this node has no slice"));
+    assert!(with(SliceMap { size: 4096, ..good }, 0).contains("multiples of 2 MiB"));
+    assert!(with(SliceMap { size: 2 << 30, ..good }, 0).contains("at most the stride"));
+    assert!(with(SliceMap { base: u64::MAX << 21, ..good }, 0).contains("beyond the last address"));
+}
+
+#[test]
 fn dsm_i2_increments_of_three_nodes_on_one_page_add_up() {
     increment(&Cluster::new(3), 500, 1, 1);
 }

@@ -9,6 +9,8 @@
 //! control port 127.0.0.1:P  ---------->  10.0.2.15:Q       the controller
 //! ```
 
+/// A cluster in an emulated host.
+pub mod cluster;
 /// The machine's side: starting QEMU, watching it, ending it.
 pub mod host;
 /// The emulated host's side: PID 1 and the process that it runs.
@@ -20,6 +22,7 @@ pub mod qemu;
 /// The frequency of this machine's time stamp counter.
 pub mod tsc;
 
+pub use cluster::{Booted, LabCluster};
 pub use host::{Lab, LabError, LabSpec};
 pub use payload::{Payload, Work};
 pub use qemu::{Forward, LabImages};

@@ -2,6 +2,8 @@ use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 
+use crate::launch::ClusterSpec;
+
 /// The block device's first bytes.
 const MAGIC: [u8; 8] = *b"SSILAB01";
 /// The largest payload, in bytes.
@@ -11,18 +13,22 @@ const SECTOR: usize = 512;
 
 /// Where things are inside the emulated host.
 pub mod place {
+    /// Links to the block devices, named after their serial numbers.
+    pub const DISKS: &str = "/dev/ssi-images";
     /// The cells' kernel (ELF), a block device.
-    pub const KERNEL: &str = "/dev/ssi/kernel";
+    pub const KERNEL: &str = "/dev/ssi-images/kernel";
     /// The root image, a block device (erofs).
-    pub const ROOT: &str = "/dev/ssi/root";
+    pub const ROOT: &str = "/dev/ssi-images/root";
     /// The tools image, a block device (erofs).
-    pub const TOOLS: &str = "/dev/ssi/tools";
+    pub const TOOLS: &str = "/dev/ssi-images/tools";
     /// The payload, a block device.
-    pub const PAYLOAD: &str = "/dev/ssi/payload";
+    pub const PAYLOAD: &str = "/dev/ssi-images/payload";
     /// The cluster's secret: a file, mode 0600, that PID 1 writes.
     pub const SECRET: &str = "/run/ssi/secret";
     /// The work, as JSON: a file, mode 0600, that PID 1 writes.
     pub const WORK: &str = "/run/ssi/work.json";
+    /// Why the work failed, in one line: a file that `lab-run` writes for PID 1 to say.
+    pub const FAILURE: &str = "/run/ssi/failure";
     /// A folder for the launcher's state (sockets, logs), mode 0700.
     pub const STATE: &str = "/run/ssi/state";
     /// The emulated host's address in QEMU's user network; forwarded ports arrive here.
@@ -35,8 +41,13 @@ pub mod place {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Work {
-    /// Start this cluster: the launcher's own description, whose paths are those of [`place`].
-    Cluster(serde_json::Value),
+    /// Start a cluster.
+    Cluster {
+        /// Its description, whose paths are those of [`place`].
+        spec: Box<ClusterSpec>,
+        /// Cells' agents answer within this many seconds.
+        ready_within_s: u64,
+    },
     /// Run a program in a writable root over the images, its output on the console (tests, and a look around).
     Run {
         /// Program and arguments.

@@ -19,6 +19,8 @@ pub const MEMORY_MIN_BYTES: u64 = LOW_RAM_BYTES + SLICE_ALIGN;
 pub const MEMORY_MAX_BYTES: u64 = 512 << 30;
 /// Most virtual CPUs of a node.
 pub const VCPUS_MAX: u32 = 8;
+/// Most bytes of a Unix socket's path (unix(7)).
+pub const SOCKET_PATH_MAX: usize = 107;
 /// Most characters of a cluster's name: it is part of socket paths, which end at 107 bytes.
 pub const NAME_MAX: usize = 32;
 
@@ -129,7 +131,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
         if let Some(path) = text.strip_prefix("unix:") {
-            if !path.starts_with('/') || path.len() > 107 {
+            if !path.starts_with('/') || path.len() > SOCKET_PATH_MAX {
                 return refuse(format!("{text}: a Unix socket's path is absolute and has at most 107 bytes"));
             }
             return Ok(Self::Unix(path.into()));
@@ -259,6 +261,14 @@ impl ClusterSpec {
             && u32::from(*base_port) + self.nodes > u32::from(u16::MAX)
         {
             return refuse(format!("fabric ports from {base_port} on: {} nodes do not fit", self.nodes));
+        }
+        // `fabric/node-63.sock` is the longest.
+        let socket = self.state.as_os_str().len() + "/fabric/node-63.sock".len();
+        if self.fabric == FabricSpec::Unix && socket > SOCKET_PATH_MAX {
+            return refuse(format!(
+                "{}: this directory's name is too long for the sockets in it; choose a shorter one with SSIVMM_STATE",
+                self.state.display()
+            ));
         }
         if self.root.lower.is_empty() {
             return refuse("the root file system has no layer");

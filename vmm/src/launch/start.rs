@@ -14,6 +14,7 @@ use super::process::{ProcessRecord, end_all};
 use super::{ClusterSpec, HostKind, SpecError};
 use crate::control::{Client, ClientError};
 use crate::fabric::Secret;
+use crate::fabric::auth::HandshakeError;
 use crate::runtime::leash::LET_GO;
 use crate::worker::Stop;
 
@@ -385,7 +386,11 @@ fn logs_of(spec: &ClusterSpec, node: u32) -> String {
 fn ask_status(spec: &ClusterSpec, secret: &Secret) -> Result<Option<Status>, LaunchError> {
     let client = match Client::connect(&spec.control, &spec.name, secret) {
         Ok(client) => client,
-        Err(ClientError::Unreachable { .. }) => return Ok(None),
+        Err(
+            ClientError::Unreachable { .. } | ClientError::Handshake { source: HandshakeError::Io(_), .. },
+        ) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error.into()),
     };
     match client.ask(&Request::Status) {

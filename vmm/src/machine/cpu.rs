@@ -15,10 +15,13 @@ const LEAF_SIZES: u32 = 0x8000_0008;
 const LEAF_CACHE_AMD: u32 = 0x8000_001d;
 const LEAF_TOPOLOGY_AMD: u32 = 0x8000_001e;
 const LEAF_SVM: u32 = 0x8000_000a;
+const LEAF_KVM: u32 = 0x4000_0001;
 
 const ECX_VMX: u32 = 1 << 5;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
+/// Asynchronous page faults: their bit, and those of delivery by VM exit and by interrupt.
+const EAX_ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 const EDX_HTT: u32 = 1 << 28;
 const ECX_SVM: u32 = 1 << 2;
 const ECX_TOPOLOGY_EXT: u32 = 1 << 22;
@@ -53,6 +56,9 @@ pub(super) fn fit_cpuid(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool
                 entry.edx = apic;
             }
             LEAF_EXTENDED => entry.ecx &= !(ECX_SVM | ECX_TOPOLOGY_EXT),
+            // The host would fetch every page that is awaited so for writing (async_pf_execute of Linux asks for FOLL_WRITE):
+            // a read of another node's page would take it away from its readers.
+            LEAF_KVM => entry.eax &= !EAX_ASYNC_PF,
             LEAF_SIZES => entry.ecx = bits << 12 | (count - 1),
             LEAF_SVM | LEAF_CACHE_AMD | LEAF_TOPOLOGY_AMD => {
                 (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);

@@ -17,6 +17,8 @@ pub mod devrun;
 mod error;
 /// Guest-physical addresses.
 pub mod layout;
+/// Guest memory that is gone.
+mod lost;
 /// Guest memory.
 mod memory;
 /// MultiProcessor Specification tables.

@@ -89,6 +89,8 @@ fn wait(exit: &Exit) {
 const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 /// jmp to itself
 const SPIN: [u8; 2] = [0xeb, 0xfe];
+/// mov dx, 0x3f8; mov al, '\n'; out dx, al; jmp to itself
+const SAY_AND_SPIN: [u8; 9] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, 0xeb, 0xfe];
 
 #[test]
 fn a_guest_that_resets_ends_cleanly_with_its_output_handed_on() {
@@ -106,8 +108,10 @@ fn a_guest_that_resets_ends_cleanly_with_its_output_handed_on() {
 
 #[test]
 fn stop_gets_vcpus_out_of_an_endless_loop_and_out_of_their_wait_for_a_start() {
-    let (mut machine, _, exit) = machine(&SPIN, 3, Vec::new());
+    let (mut machine, serial, exit) = machine(&SAY_AND_SPIN, 3, Vec::new());
+    let (_, live) = serial.subscribe();
     machine.run().unwrap();
+    live.recv().unwrap();
     machine.stop();
     assert_eq!(machine.end(), Some(End::Stopped));
     assert!(exit.is_triggered());
@@ -117,8 +121,10 @@ fn stop_gets_vcpus_out_of_an_endless_loop_and_out_of_their_wait_for_a_start() {
 
 #[test]
 fn dropping_a_running_machine_stops_it() {
-    let (mut machine, _, exit) = machine(&SPIN, 1, Vec::new());
+    let (mut machine, serial, exit) = machine(&SAY_AND_SPIN, 1, Vec::new());
+    let (_, live) = serial.subscribe();
     machine.run().unwrap();
+    live.recv().unwrap();
     drop(machine);
     assert!(exit.is_triggered());
 }
@@ -186,6 +192,43 @@ fn a_guest_waits_for_a_page_of_a_window_and_goes_on_when_it_is_there() {
     wait(&exit);
     assert_eq!(machine.end(), Some(End::Reset));
     assert_eq!(machine.ram().unwrap().read_obj::<u32>(GuestAddress(DATA)).unwrap(), 0x1234_5678);
+}
+
+#[test]
+fn a_guest_that_touches_lost_memory_fails_with_the_reason() {
+    let window = Arc::new(SliceMemory::new(2 << 20, SliceKind::Window).unwrap());
+    // mov rax, 4 GiB; mov ecx, [rax]
+    let code = [&[0x48, 0xb8, 0, 0, 0, 0, 1, 0, 0, 0, 0x8b, 0x08][..], &SPIN].concat();
+    let (mut machine, _, exit) = machine_with(&code, 1, Vec::new(), RamRegion::slice(WINDOW, window.clone()));
+    machine.run().unwrap();
+    next_fault(&window);
+    window.poison(0).unwrap();
+    wait(&exit);
+    let Some(End::Failed(why)) = machine.end() else { panic!("{:?}", machine.end()) };
+    assert!(why.contains("lost with the node"), "{why}");
+}
+
+/// Not a test: what the process of the next one does.
+#[test]
+#[ignore = "ends its process"]
+fn touch_lost_memory() {
+    let window = SliceMemory::new(2 << 20, SliceKind::Window).unwrap();
+    window.poison(0).unwrap();
+    lost::handle().unwrap();
+    // SAFETY: the mapping is there; that the page is poisoned is the point.
+    unsafe { window.guest_addr().read_volatile() };
+}
+
+#[test]
+fn a_device_that_touches_lost_memory_ends_the_process_with_the_reason() {
+    use std::os::unix::process::ExitStatusExt;
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "machine::tests::touch_lost_memory"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("guest memory that was lost"), "{said}");
 }
 
 #[test]

@@ -8,9 +8,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{EAGAIN, EINTR, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::MachineError;
 use super::bus::{Asked, Bus};
 use super::vm::{End, Ending};
+use super::{MachineError, lost};
 use crate::devices::lock;
 use crate::worker::{Stop, Worker};
 
@@ -143,6 +143,7 @@ impl Vcpu {
             source: error.into(),
         })?;
 
+        lost::handle()?;
         let kicker = Kicker::default();
         let inner = kicker.clone();
         let exit = ending.exit.clone();
@@ -172,7 +173,12 @@ fn run(id: u8, fd: &mut VcpuFd, kicker: &Kicker, bus: &Bus, stop: &Stop) -> Opti
 }
 
 fn turn(id: u8, fd: &mut VcpuFd, bus: &Bus) -> Turn {
-    let failure = match fd.run() {
+    let (exit, lost) = lost::watch(|| fd.run());
+    if let Some(address) = lost {
+        let why = format!("memory at host address {address:#x} was lost with the node that held it");
+        return Turn::End(End::Failed(format!("vCPU {id}: {why}{}", describe(fd))));
+    }
+    let failure = match exit {
         Ok(VcpuExit::IoIn(port, data)) => {
             bus.port_read(port, data);
             return Turn::GoOn;

@@ -10,7 +10,7 @@ use crate::fabric::stream::SharedStream;
 use crate::fabric::{Class, Fabric, Handler, Header, Kind, Peer, Violation};
 
 /// A node that does not say how it goes within this is shown without numbers.
-const STATS_WITHIN: Duration = Duration::from_secs(2);
+const STATS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Stream target of the serial console.
 const CONSOLE: u64 = 0;

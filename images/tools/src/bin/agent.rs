@@ -10,9 +10,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use nix::sys::signal::{self, Signal};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket,
 };
+use nix::unistd::Pid;
 use ssi_proto::frame::{Frame, Kind};
 use ssi_proto::request::{AGENT_PORT, Pong, Request, Response};
 use ssi_tools::{cmdline::Parameters, exec, processes};
@@ -71,10 +73,9 @@ fn answer(stream: &mut UnixStream, cell: u32) -> Result<()> {
         Ok(Request::Ps) => Response::done(&processes::list(Path::new("/proc"), cell)?)?,
         Ok(Request::Ping) => Response::done(&Pong { cell })?,
         Ok(Request::Shutdown) => {
-            match nix::sys::signal::kill(nix::unistd::Pid::from_raw(1), nix::sys::signal::SIGTERM) {
-                Ok(()) => Response::done(&Pong { cell })?,
-                Err(error) => Response::failed(format!("init could not be told: {error}"), None),
-            }
+            // The answer first: init ends this program too.
+            Frame::json(Kind::Response, &Response::done(&Pong { cell })?)?.write_to(stream)?;
+            return signal::kill(Pid::from_raw(1), Signal::SIGTERM).context("telling init");
         }
         Ok(other) => {
             Response::failed(format!("{other:?} is for the controller, not for a cell"), Some("EOPNOTSUPP"))

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -39,6 +40,9 @@ fn run() -> Result<()> {
     let parameters = Parameters::of_this_kernel()?;
     println!("ssi-init: cell {}", parameters.cell);
     sethostname(&parameters.name).context("setting the host name")?;
+    if let Err(error) = name_the_host(&parameters) {
+        println!("ssi-init: /etc/hosts: {error:#}");
+    }
     if let Err(error) = bring_up_network(&parameters) {
         println!("ssi-init: network: {error:#}");
     }
@@ -96,6 +100,17 @@ fn mount_all() {
         }
         drop(std::os::unix::fs::symlink(target, link));
     }
+}
+
+/// Enters the host name into `/etc/hosts`, so that looking it up asks nobody. The root is one for all cells: cell 0 does it.
+fn name_the_host(parameters: &Parameters) -> Result<()> {
+    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
+    let named = |line: &str| line.split_ascii_whitespace().skip(1).any(|word| word == parameters.name);
+    if parameters.cell == 0 && !hosts.lines().any(named) {
+        let address = parameters.ip.map_or(Ipv4Addr::LOCALHOST, |ip| ip.0);
+        fs::write("/etc/hosts", format!("{hosts}{address}\t{}\n", parameters.name)).context("writing it")?;
+    }
+    Ok(())
 }
 
 fn bring_up_network(parameters: &Parameters) -> Result<()> {

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -41,6 +43,9 @@ const READDIR_ATTEMPTS: usize = 64;
 /// What all sessions of one tree share.
 #[derive(Debug)]
 pub(super) struct Shared {
+    /// The root of the tree. Every session starts from this descriptor, whatever becomes of the path, and in whichever
+    /// mount namespace its thread is.
+    pub root: File,
     /// Who wrote what.
     pub versions: Mutex<Versions>,
     /// Who may have which directory's name cached.
@@ -102,10 +107,10 @@ impl Drop for Change<'_> {
 }
 
 impl CellFs {
-    /// The tree at `root` as `cell` sees it. `attr` is how long it may cache attributes of what it has open.
-    pub fn new(root: &str, cell: u16, attr: Duration, shared: Arc<Shared>) -> io::Result<Self> {
+    /// The tree as `cell` sees it. `attr` is how long it may cache attributes of what it has open.
+    pub fn new(cell: u16, attr: Duration, shared: Arc<Shared>) -> io::Result<Self> {
         let config = Config {
-            root_dir: root.to_owned(),
+            root_dir: format!("/proc/self/fd/{}/.", shared.root.as_raw_fd()),
             attr_timeout: attr,
             entry_timeout: Duration::ZERO,
             // Directories get theirs from the leases.

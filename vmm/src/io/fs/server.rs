@@ -1,5 +1,7 @@
 //! The tree that is served, and what its sessions share.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,7 +39,6 @@ const VERSIONS_MOST: usize = 1 << 16;
 /// A directory tree, to be served to many cells.
 #[derive(Debug)]
 pub struct FsServer {
-    root: String,
     options: Options,
     shared: Arc<Shared>,
     exit: Exit,
@@ -51,18 +52,16 @@ impl FsServer {
     /// [`FsError::Root`] if it is no directory.
     pub fn new(root: &Path, options: Options, exit: &Exit) -> Result<Self, FsError> {
         let bad = |source| FsError::Root { path: PathBuf::from(root), source };
-        let found = root.canonicalize().map_err(bad)?;
-        if !found.is_dir() {
-            return Err(bad(std::io::Error::from_raw_os_error(libc::ENOTDIR)));
-        }
-        let name = found.to_str().ok_or_else(|| bad(std::io::Error::from_raw_os_error(libc::EILSEQ)))?;
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(root).map_err(bad)?;
         raise_open_files();
         let shared = Shared {
+            root: opened,
             versions: Mutex::new(Versions::new(VERSIONS_MOST)),
             leases: Mutex::new(Leases::new(options.lease)),
             metrics: Arc::default(),
         };
-        Ok(Self { root: name.to_owned(), options, shared: Arc::new(shared), exit: exit.clone() })
+        Ok(Self { options, shared: Arc::new(shared), exit: exit.clone() })
     }
 
     /// A session for `cell`. When the cell's connection ends, drop it: everything it held open is closed.
@@ -70,8 +69,7 @@ impl FsServer {
     /// # Errors
     /// If the passthrough file system or the threads do not start.
     pub fn session(&self, cell: u16) -> Result<FsSession, FsError> {
-        let fs =
-            CellFs::new(&self.root, cell, self.options.attr, self.shared.clone()).map_err(FsError::Start)?;
+        let fs = CellFs::new(cell, self.options.attr, self.shared.clone()).map_err(FsError::Start)?;
         FsSession::new(fs, cell, &self.options, self.shared.metrics.clone(), &self.exit)
     }
 

@@ -124,6 +124,8 @@ fn resident_bytes() -> usize {
 
 fn drain(stream: &mut TcpStream, time: Duration) -> anyhow::Result<f64> {
     let mut buffer = vec![0; 256 << 10];
+    // The connection is there when the first bytes are.
+    anyhow::ensure!(stream.read(&mut buffer)? > 0, "the stream ended early");
     let mut bytes = 0u64;
     let began = Clock::now();
     while began.elapsed() < time {
@@ -204,6 +206,7 @@ impl Rig {
 
     /// Seconds of a short connection through the gateway, and of the same without.
     fn connections(&self, count: u32) -> anyhow::Result<(f64, f64)> {
+        short_connections(self.addr(ECHO_PORT)?, 1)?;
         let through = short_connections(self.addr(ECHO_PORT)?, count)?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let addr = listener.local_addr()?;

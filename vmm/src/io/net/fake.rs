@@ -57,6 +57,7 @@ pub(super) fn spawn(
         let began = std::time::Instant::now();
         let now = || Instant::from_micros(began.elapsed().as_micros() as i64);
         let mut sim = SimCell::new(offload, u64::from(cell) + 1, now());
+        app(&mut sim);
         while !stop.is_triggered() {
             // Short, so that the stop event is seen soon.
             let left =

@@ -2,6 +2,7 @@
 //! writable is kept as flags, so that a transfer makes no system call but its reads and writes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -275,17 +276,17 @@ impl Host {
         to: SocketAddrV4,
         payload: &[u8],
     ) {
-        if !self.udp.contains_key(&id) {
-            match open_datagram(epoll, id, to) {
-                Ok(socket) => drop(self.udp.insert(id, socket)),
+        let socket = match self.udp.entry(id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match open_datagram(epoll, id, to) {
+                Ok(socket) => entry.insert(socket),
                 Err(error) => {
                     log::debug!("a datagram to {to} was dropped: {error}");
                     return gateway.datagram_refused(id);
                 }
-            }
-        }
-        if let Some(socket) = self.udp.get(&id)
-            && let Err(error) = socket.send(payload)
+            },
+        };
+        if let Err(error) = socket.send(payload)
             && error.kind() == io::ErrorKind::ConnectionRefused
         {
             gateway.datagram_refused(id);

@@ -24,4 +24,6 @@ pub use ssi_netstack::offload::Offload;
 pub use ssi_netstack::view::Proto;
 
 #[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
 mod tests;

@@ -149,7 +149,7 @@ impl Net {
         let mut resumed = std::time::Instant::now();
         while !stop.is_triggered() {
             let frames = self.take_messages();
-            tap_more = tap_more && self.read_tap()?;
+            tap_more = tap_more && self.read_tap();
             for id in std::mem::take(&mut self.host.again) {
                 self.host.pump(&self.epoll, &mut self.stack.gateway, id);
             }
@@ -231,15 +231,24 @@ impl Net {
     }
 
     /// Returns whether there may be more.
-    fn read_tap(&mut self) -> anyhow::Result<bool> {
+    fn read_tap(&mut self) -> bool {
         let now = self.now();
         for _ in 0..TURN_FRAMES {
-            let Some(tap) = &mut self.tap else { return Ok(false) };
-            let Some(frame) = tap.read()? else { return Ok(false) };
-            self.stack.input(now, Port::Uplink, frame);
+            let Some(tap) = &mut self.tap else { return false };
+            match tap.read() {
+                Ok(Some(frame)) => self.stack.input(now, Port::Uplink, frame),
+                Ok(None) => return false,
+                Err(error) => {
+                    log::error!(
+                        "the TAP device is gone, and with it the uplink; published ports go on: {error}"
+                    );
+                    self.tap = None;
+                    return false;
+                }
+            }
             self.deliver();
         }
-        Ok(true)
+        true
     }
 
     /// Lets the stack do what is due, and carries out what it asks for.

@@ -62,6 +62,12 @@ impl Tap {
         Ok(Self { file, buffer: vec![0; FRAME_MAX_BYTES] })
     }
 
+    /// Another descriptor of it.
+    #[cfg(test)]
+    pub(super) fn try_clone(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// The next frame, with its header; `None` if there is none now.
     ///
     /// # Errors

@@ -11,17 +11,17 @@ use super::fake::{FakePort, spawn};
 use super::*;
 use crate::worker::{Exit, Worker};
 
-const BODY: &str = "<html><body><h1>It works!</h1></body></html>\n";
+pub(super) const BODY: &str = "<html><body><h1>It works!</h1></body></html>\n";
 
 /// An HTTP/1.0 server: one request, one answer, end.
 #[derive(Default)]
-struct Http {
+pub(super) struct Http {
     open: Vec<(SimSocket, Vec<u8>)>,
     listening: bool,
 }
 
 impl Http {
-    fn serve(&mut self, cell: &mut SimCell, port: u16) {
+    pub(super) fn serve(&mut self, cell: &mut SimCell, port: u16) {
         if !std::mem::replace(&mut self.listening, true) {
             cell.listen(port, 64);
         }
@@ -56,7 +56,7 @@ impl Rig {
     }
 }
 
-fn config(publish: &str) -> NetConfig {
+pub(super) fn config(publish: &str) -> NetConfig {
     NetConfig {
         published: vec![publish.parse().unwrap()],
         seed: Some(1),
@@ -65,8 +65,11 @@ fn config(publish: &str) -> NetConfig {
     }
 }
 
+/// What runs in a fake cell.
+type App = Box<dyn FnMut(&mut SimCell) + Send>;
+
 /// A service with one fake cell per app.
-fn rig(mut config: NetConfig, apps: Vec<Box<dyn FnMut(&mut SimCell) + Send>>) -> Rig {
+fn rig(mut config: NetConfig, apps: Vec<App>) -> Rig {
     let exit = Exit::new().unwrap();
     config.cells = apps.len() as u32;
     let port = FakePort::new(config.cells);
@@ -82,7 +85,7 @@ fn rig(mut config: NetConfig, apps: Vec<Box<dyn FnMut(&mut SimCell) + Send>>) ->
     Rig { exit, _cells: cells, service }
 }
 
-fn get(addr: SocketAddr) -> String {
+pub(super) fn get(addr: SocketAddr) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
@@ -188,7 +191,7 @@ fn a_port_that_nobody_has_resets_its_client() {
 }
 
 /// What a cell does once: connects out, sends, checks what comes back.
-fn client(to: SocketAddrV4, report: mpsc::Sender<(Vec<u8>, SimRecv)>) -> Box<dyn FnMut(&mut SimCell) + Send> {
+fn client(to: SocketAddrV4, report: mpsc::Sender<(Vec<u8>, SimRecv)>) -> App {
     let mut socket = None;
     let mut sent = false;
     let mut got = Vec::new();

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -19,6 +20,8 @@ use nix::sys::wait::{WaitStatus, wait};
 use super::host::SAYS;
 use super::payload::{Payload, Work, place};
 
+/// The launcher.
+mod cluster;
 /// Addresses of the network cards.
 mod network;
 
@@ -30,7 +33,10 @@ pub fn pid1() -> ! {
     }
     let text = match set_up().and_then(|()| work()) {
         Ok(status) if status.success() => "done".to_owned(),
-        Ok(status) => format!("failed: {}", describe(status)),
+        Ok(status) => {
+            let why = fs::read_to_string(place::FAILURE).unwrap_or_else(|_| describe(status));
+            format!("failed: {why}")
+        }
         Err(error) => format!("failed: {error:#}"),
     };
     say(&text.replace('\n', "; "));
@@ -93,14 +99,16 @@ fn mount_at(source: &str, at: &Path, kind: &str, options: &str) -> Result<()> {
 
 /// Names each disk after its serial number: which card is which does not depend on the order of discovery.
 fn name_disks() -> Result<()> {
-    fs::create_dir_all("/dev/ssi")?;
+    // Not below /dev/ssi: that is the ssi device of a kernel that can be a cell.
+    fs::create_dir_all(place::DISKS)?;
     for entry in fs::read_dir("/sys/block")? {
         let disk = entry?;
         let serial = fs::read_to_string(disk.path().join("serial")).unwrap_or_default();
         if let Some(name) = serial.trim().strip_prefix("ssi-") {
             let device = Path::new("/dev").join(disk.file_name());
             if fs::metadata(&device).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
-                symlink(&device, Path::new("/dev/ssi").join(name))?;
+                symlink(&device, Path::new(place::DISKS).join(name))
+                    .with_context(|| format!("cannot name the disk {name}"))?;
             }
         }
     }
@@ -150,19 +158,25 @@ fn work() -> Result<ExitStatus> {
     }
 }
 
-/// The work of an emulated host: `ssivmm lab-run`, started by PID 1. `launch` starts a cluster from its description and
-/// returns when the cluster has ended.
+/// The work of an emulated host: `ssivmm lab-run`, started by PID 1.
 ///
 /// # Errors
 /// If there is no work, or it fails.
-pub fn run(launch: impl FnOnce(serde_json::Value) -> Result<()>) -> Result<()> {
+pub fn run() -> Result<()> {
     let text = fs::read(place::WORK).with_context(|| {
         format!("cannot read {}: lab-run is started by lab-init, in an emulated host", place::WORK)
     })?;
-    match serde_json::from_slice(&text).with_context(|| format!("{} is malformed", place::WORK))? {
-        Work::Cluster(spec) => launch(spec),
+    let work = serde_json::from_slice(&text).with_context(|| format!("{} is malformed", place::WORK))?;
+    let done = match work {
+        Work::Cluster { spec, ready_within_s } => cluster::run(&spec, Duration::from_secs(ready_within_s)),
         Work::Run { argv } => run_program(&argv),
+    };
+    if let Err(error) = &done {
+        // All of it goes to the console; PID 1 says the first line.
+        let text = format!("{error:#}");
+        write_private(place::FAILURE, text.lines().next().unwrap_or_default().as_bytes())?;
     }
+    done
 }
 
 /// Runs a program in a writable root over the images.

@@ -45,6 +45,7 @@ fn every_bound_of_a_description_is_checked() {
         (|s| s.publish.push("8080:81".parse().unwrap()), "published twice"),
         (|s| s.fabric = FabricSpec::Tcp { host: "h".into(), base_port: 65534 }, "do not fit"),
         (|s| s.root.lower.clear(), "no layer"),
+        (|s| s.state = format!("/{}", "x".repeat(88)).into(), "SSIVMM_STATE"),
     ];
     for (change, message) in bad {
         let mut one = spec();

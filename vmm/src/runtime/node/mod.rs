@@ -1,5 +1,9 @@
+/// A cell under KVM.
+pub mod cell;
 /// Page fetches between nodes.
 pub mod fetch;
+/// Guest RAM.
+pub mod memory;
 /// Messages between kernels.
 pub mod messages;
 /// Card and file system.

@@ -77,6 +77,9 @@ fn a_receive_buffer_that_is_not_writable_costs_no_input() {
 }
 
 proptest! {
+    // A case is a whole ring of hostile chains.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn no_chain_breaks_the_device(rx in hostile(QUEUE_SIZES[QUEUE_RX]), tx in hostile(QUEUE_SIZES[QUEUE_TX])) {
         let mut bench = bench();

@@ -3,12 +3,12 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet};
-use virtio_queue::QueueT;
+use virtio_queue::DescriptorChain;
 
 use super::state::Shared;
 use super::{PIECE_BYTES, QUEUE_RX, QUEUE_TX};
 use crate::devices::event_loop::{Handler, drain};
-use crate::devices::virtio::ring::{give_back, wants_interrupt};
+use crate::devices::virtio::ring::{each_chain, give_back, wants_interrupt};
 use crate::devices::virtio::{ActiveQueue, DeviceInterrupt, GuestRam};
 
 const RX_KICK: u32 = 0;
@@ -27,48 +27,71 @@ impl ConsoleWorker {
     /// Hands on what the guest wrote.
     pub fn process_tx(&mut self) {
         let mut used = false;
-        while let Some(chain) = self.tx.queue.pop_descriptor_chain(self.ram.clone()) {
-            match chain.clone().reader(&self.ram) {
-                Ok(mut reader) => {
-                    // A chain can name the same memory many times over: it goes on in pieces, never as a whole.
-                    let mut piece = [0; PIECE_BYTES];
-                    while let Ok(len @ 1..) = reader.read(&mut piece) {
-                        self.shared.terminal.write_output(&piece[..len]);
-                        self.shared.metrics.output_bytes.add(len as u64);
-                    }
-                }
-                Err(_) => self.shared.metrics.malformed_chains_count.inc(),
-            }
-            give_back(&mut self.tx.queue, &self.ram, chain.head_index(), 0);
-            used = true;
-        }
+        each_chain(
+            self,
+            |console| (&mut console.tx, &console.ram),
+            |console, chain| {
+                console.write_output(&chain);
+                give_back(&mut console.tx.queue, &console.ram, chain.head_index(), 0);
+                used = true;
+                true
+            },
+        );
         if used && wants_interrupt(&mut self.tx.queue, &self.ram) {
             self.interrupt.used(QUEUE_TX);
         }
     }
 
+    fn write_output(&self, chain: &DescriptorChain<GuestRam>) {
+        match chain.clone().reader(&self.ram) {
+            Ok(mut reader) => {
+                // A chain can name the same memory many times over: it goes on in pieces, never as a whole.
+                let mut piece = [0; PIECE_BYTES];
+                while let Ok(len @ 1..) = reader.read(&mut piece) {
+                    self.shared.terminal.write_output(&piece[..len]);
+                    self.shared.metrics.output_bytes.add(len as u64);
+                }
+            }
+            Err(_) => self.shared.metrics.malformed_chains_count.inc(),
+        }
+    }
+
     /// Gives the guest what was typed, as far as it has buffers.
     pub fn process_rx(&mut self) {
-        let mut used = false;
-        while self.shared.terminal.waiting_input() > 0 {
-            let Some(chain) = self.rx.queue.pop_descriptor_chain(self.ram.clone()) else { break };
-            let mut len = 0;
-            match chain.clone().writer(&self.ram) {
-                Ok(mut writer) if writer.available_bytes() > 0 => {
-                    let bytes = self.shared.terminal.take_input(writer.available_bytes().min(PIECE_BYTES));
-                    if writer.write_all(&bytes).is_ok() {
-                        len = bytes.len() as u32;
-                        self.shared.metrics.input_bytes.add(u64::from(len));
-                    }
-                }
-                _ => self.shared.metrics.malformed_chains_count.inc(),
-            }
-            give_back(&mut self.rx.queue, &self.ram, chain.head_index(), len);
-            used = true;
+        if self.shared.terminal.waiting_input() == 0 {
+            return;
         }
+        let mut used = false;
+        each_chain(
+            self,
+            |console| (&mut console.rx, &console.ram),
+            |console, chain| {
+                let len = console.fill(&chain);
+                give_back(&mut console.rx.queue, &console.ram, chain.head_index(), len);
+                used = true;
+                console.shared.terminal.waiting_input() > 0
+            },
+        );
         if used && wants_interrupt(&mut self.rx.queue, &self.ram) {
             self.interrupt.used(QUEUE_RX);
         }
+    }
+
+    /// Puts input into the writable part of `chain`; returns the bytes written.
+    fn fill(&self, chain: &DescriptorChain<GuestRam>) -> u32 {
+        let metrics = &self.shared.metrics;
+        let Some(mut writer) = chain.clone().writer(&self.ram).ok().filter(|room| room.available_bytes() > 0)
+        else {
+            metrics.malformed_chains_count.inc();
+            return 0;
+        };
+        let bytes = self.shared.terminal.take_input(writer.available_bytes().min(PIECE_BYTES));
+        if writer.write_all(&bytes).is_err() {
+            metrics.malformed_chains_count.inc();
+            return 0;
+        }
+        metrics.input_bytes.add(bytes.len() as u64);
+        bytes.len() as u32
     }
 }
 

@@ -48,6 +48,9 @@ fn a_request_is_bounded_and_a_readable_buffer_gets_nothing() {
 }
 
 proptest! {
+    // A case is a whole ring of hostile chains.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn no_chain_breaks_the_device(hostile in hostile(QUEUE_SIZES[0])) {
         let mut bench = bench();

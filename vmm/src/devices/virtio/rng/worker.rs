@@ -3,12 +3,12 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet};
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::DescriptorChain;
 
 use super::CHAIN_BYTES_MAX;
 use super::state::Shared;
 use crate::devices::event_loop::{Handler, drain};
-use crate::devices::virtio::ring::{give_back, wants_interrupt};
+use crate::devices::virtio::ring::{each_chain, give_back, wants_interrupt};
 use crate::devices::virtio::{ActiveQueue, DeviceInterrupt, GuestRam};
 use crate::guest_warn;
 
@@ -22,11 +22,16 @@ pub(super) struct RngWorker {
 impl RngWorker {
     pub fn process_queue(&mut self) {
         let mut used = false;
-        while let Some(chain) = self.queue.queue.pop_descriptor_chain(self.ram.clone()) {
-            let len = self.fill(&chain);
-            give_back(&mut self.queue.queue, &self.ram, chain.head_index(), len);
-            used = true;
-        }
+        each_chain(
+            self,
+            |rng| (&mut rng.queue, &rng.ram),
+            |rng, chain| {
+                let len = rng.fill(&chain);
+                give_back(&mut rng.queue.queue, &rng.ram, chain.head_index(), len);
+                used = true;
+                true
+            },
+        );
         if used && wants_interrupt(&mut self.queue.queue, &self.ram) {
             self.interrupt.used(0);
         }

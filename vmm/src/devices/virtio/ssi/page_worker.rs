@@ -9,7 +9,7 @@ use ssi_proto::device::{
     PAGE_ENTRY_BYTES, PAGE_HEADER_BYTES, PAGE_REQUEST_MAX, PAGE_SIZE, PageEntry, PageOp, PageStatus,
     QUEUE_PAGE,
 };
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -17,7 +17,7 @@ use super::link::Completion;
 use super::state::Shared;
 use super::{PAGES_IN_FLIGHT_MAX, PageDone, PageService, PageTask};
 use crate::devices::event_loop::{Handler, drain};
-use crate::devices::virtio::ring::{give_back, wants_interrupt};
+use crate::devices::virtio::ring::{each_chain, give_back, wants_interrupt};
 use crate::devices::virtio::{ActiveQueue, DeviceInterrupt, GuestRam};
 use crate::guest_warn;
 
@@ -81,18 +81,29 @@ impl PageWorker {
     /// Takes requests while the bound on pages in flight allows.
     pub fn process_queue(&mut self) {
         let mut used = false;
-        while self.in_flight + PAGE_REQUEST_MAX <= PAGES_IN_FLIGHT_MAX {
-            let Some(chain) = self.page.queue.pop_descriptor_chain(self.ram.clone()) else { break };
-            match self.read_request(&chain) {
-                Ok(request) => used |= self.begin(chain, request),
-                Err(count) => {
-                    let statuses = vec![PageStatus::Bad; count];
-                    self.answer(&chain, &statuses);
-                    used = true;
-                }
-            }
+        if !self.has_room() {
+            return;
         }
+        each_chain(
+            self,
+            |worker| (&mut worker.page, &worker.ram),
+            |worker, chain| {
+                match worker.read_request(&chain) {
+                    Ok(request) => used |= worker.begin(chain, request),
+                    Err(count) => {
+                        worker.answer(&chain, &vec![PageStatus::Bad; count]);
+                        used = true;
+                    }
+                }
+                worker.has_room()
+            },
+        );
         self.notify(used);
+    }
+
+    /// May one more request begin?
+    fn has_room(&self) -> bool {
+        self.in_flight + PAGE_REQUEST_MAX <= PAGES_IN_FLIGHT_MAX
     }
 
     /// Reads a request. A malformed one is an error: the number of entries that can be answered, as far as it can be told.

@@ -298,10 +298,12 @@ fn a_busy_way_holds_its_messages_in_order_and_others_pass() {
     bench.messages.retry_held();
     assert_eq!(bench.statuses(3), [u32::MAX, 0, u32::MAX], "and go on waiting");
     bench.link.closed.store(false, Ordering::SeqCst);
+    bench.transmit(&message(2, &[3], 0), STATUS + 12);
+    assert_eq!(bench.status(STATUS + 12), u32::MAX, "none overtakes those that wait on its way");
     bench.messages.retry_held();
-    assert_eq!(bench.statuses(3), [0, 0, 0]);
+    assert_eq!(bench.statuses(4), [0; 4]);
     let order: Vec<u8> = lock(&bench.link.sent).iter().map(|(_, _, bytes)| bytes[32]).collect();
-    assert_eq!(order, [1, 0, 2]);
+    assert_eq!(order, [1, 0, 2, 3]);
 }
 
 #[test]
@@ -604,6 +606,9 @@ fn a_device_without_one_of_its_queues_does_not_start() {
 }
 
 proptest! {
+    // A case is a whole ring of hostile chains.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn no_chain_breaks_the_message_queues(tx in hostile(256), rx in hostile(64), payload in 0_usize..100) {
         let mut bench = Bench::new();

@@ -13,7 +13,7 @@ use virtio_queue::{DescriptorChain, QueueT};
 use super::state::Shared;
 use super::{CellLink, Class, DeliverError, Sent};
 use crate::devices::event_loop::{Handler, drain};
-use crate::devices::virtio::ring::{give_back, wants_interrupt};
+use crate::devices::virtio::ring::{each_chain, give_back, wants_interrupt};
 use crate::devices::virtio::{ActiveQueue, DeviceInterrupt, GuestRam};
 use crate::guest_warn;
 
@@ -58,31 +58,45 @@ impl MessageWorker {
     /// Takes every chain that the driver has made available.
     pub fn process_tx(&mut self) {
         let mut used = false;
-        // A driver can make a head available again before it was used: the count, not the queue, is the bound.
-        while self.held_count < usize::from(self.tx.queue.size()) {
-            let Some(chain) = self.tx.queue.pop_descriptor_chain(self.ram.clone()) else { break };
-            match self.read_message(&chain) {
-                Ok((header, message)) => {
-                    let way = (header.cell, Class::of(header.flags));
-                    if self.held.contains_key(&way) {
+        if !self.has_room() {
+            return;
+        }
+        each_chain(
+            self,
+            |worker| (&mut worker.tx, &worker.ram),
+            |worker, chain| {
+                used |= worker.transmit(chain);
+                worker.has_room()
+            },
+        );
+        self.notify(used, QUEUE_TX);
+    }
+
+    /// May one more message be taken? A driver can make a head available again before it was used: the count of held
+    /// messages, not the queue, is the bound.
+    fn has_room(&self) -> bool {
+        self.held_count < usize::from(self.tx.queue.size())
+    }
+
+    /// Sends, holds or refuses the message of a chain; true if the chain is answered.
+    fn transmit(&mut self, chain: DescriptorChain<GuestRam>) -> bool {
+        let (status, len) = match self.read_message(&chain) {
+            Err(status) => (status, 0),
+            Ok((header, message)) => {
+                let way = (header.cell, Class::of(header.flags));
+                // Behind one of its way that waits, it waits too.
+                let sent = if self.held.contains_key(&way) { Sent::Busy } else { self.send(way, &message) };
+                match sent {
+                    Sent::Done(status) => (status, message.len()),
+                    Sent::Busy => {
                         self.hold(way, Held { chain, message });
-                        continue;
+                        return false;
                     }
-                    match self.send(way, &message) {
-                        Sent::Done(status) => {
-                            self.answer(&chain, status, message.len());
-                            used = true;
-                        }
-                        Sent::Busy => self.hold(way, Held { chain, message }),
-                    }
-                }
-                Err(status) => {
-                    self.answer(&chain, status, 0);
-                    used = true;
                 }
             }
-        }
-        self.notify(used, QUEUE_TX);
+        };
+        self.answer(&chain, status, len);
+        true
     }
 
     fn hold(&mut self, way: (u32, Class), held: Held) {
@@ -176,36 +190,41 @@ impl MessageWorker {
 
     /// Fills receive buffers while there are both messages and buffers.
     pub fn process_rx(&mut self) {
-        let mut used = false;
-        while let Some(message) = self.next.take().or_else(|| self.shared.inbox.take()) {
-            let Some(chain) = self.rx.queue.pop_descriptor_chain(self.ram.clone()) else {
-                self.next = Some(message);
-                break;
-            };
-            let room = chain
-                .clone()
-                .writer(&self.ram)
-                .ok()
-                .filter(|room| room.available_bytes() >= MESSAGE_MAX_BYTES);
-            let written = room.is_some_and(|mut room| room.write_all(&message).is_ok());
-            if written {
-                self.shared.metrics.rx_messages_count.inc();
-                self.shared.metrics.rx_bytes.add(message.len() as u64);
-            } else {
-                self.shared.metrics.rx_bad_buffers_count.inc();
-                guest_warn!(
-                    "ssi: a receive buffer is smaller than {MESSAGE_MAX_BYTES} bytes or not writable"
-                );
-            }
-            // A message is at most 32768 bytes.
-            let len = if written { message.len() as u32 } else { 0 };
-            give_back(&mut self.rx.queue, &self.ram, chain.head_index(), len);
-            used = true;
-            if !written {
-                self.next = Some(message);
-            }
+        self.next = self.next.take().or_else(|| self.shared.inbox.take());
+        if self.next.is_none() {
+            return;
         }
+        let mut used = false;
+        each_chain(
+            self,
+            |worker| (&mut worker.rx, &worker.ram),
+            |worker, chain| {
+                let len = worker.receive(&chain);
+                give_back(&mut worker.rx.queue, &worker.ram, chain.head_index(), len);
+                used = true;
+                worker.next.is_some()
+            },
+        );
         self.notify(used, QUEUE_RX);
+    }
+
+    /// Writes the next message into the buffer `chain`, if it is one; returns the bytes written.
+    fn receive(&mut self, chain: &DescriptorChain<GuestRam>) -> u32 {
+        let Some(message) = &self.next else { return 0 };
+        let metrics = &self.shared.metrics;
+        let room =
+            chain.clone().writer(&self.ram).ok().filter(|room| room.available_bytes() >= MESSAGE_MAX_BYTES);
+        if room.is_none_or(|mut room| room.write_all(message).is_err()) {
+            metrics.rx_bad_buffers_count.inc();
+            guest_warn!("ssi: a receive buffer is smaller than {MESSAGE_MAX_BYTES} bytes or not writable");
+            return 0;
+        }
+        // A message is at most 32768 bytes.
+        let len = message.len() as u32;
+        metrics.rx_messages_count.inc();
+        metrics.rx_bytes.add(u64::from(len));
+        self.next = self.shared.inbox.take();
+        len
     }
 
     fn notify(&mut self, used: bool, index: usize) {

@@ -228,3 +228,30 @@ proptest! {
         prop_assert_eq!(std::fs::read(outer.path().join("canary")).unwrap(), b"alive");
     }
 }
+
+/// The root may be mounted over, moved, or in another mount namespace when a cell's first request comes.
+#[test]
+fn the_root_is_what_it_was_when_the_server_started() {
+    let outer = tempfile::tempdir().unwrap();
+    let root = outer.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("file"), "content").unwrap();
+    let server = server(&root);
+    let session = server.session(0).unwrap();
+    drop(server);
+    std::fs::rename(&root, outer.path().join("moved")).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    init(&session);
+    assert_eq!(error(&session.handle(message(LOOKUP, 1, b"file\0"))), 0);
+}
+
+#[test]
+fn a_root_that_is_no_directory_is_refused_with_a_reason() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let exit = crate::worker::Exit::new().unwrap();
+    for (path, says) in [(file.path(), "Not a directory"), (std::path::Path::new("/no/such"), "No such file")]
+    {
+        let error = super::super::FsServer::new(path, Default::default(), &exit).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("give a directory"), "{error}");
+    }
+}

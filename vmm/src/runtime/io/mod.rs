@@ -1,19 +1,24 @@
+/// The root file system.
+pub mod root;
+/// Files and network.
+pub mod services;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::cells::FabricCells;
 use crate::control::Controller;
 use crate::control::node::ToNode;
 use crate::fabric::stream::wait_readable;
 use crate::fabric::{Class, Config, Fabric, Handlers, Identity, Peer, Secret};
 use crate::launch::ClusterSpec;
+use crate::runtime::cells::FabricCells;
 use crate::worker::{Exit, Stop};
 use std::os::fd::AsRawFd;
 
-/// Nodes connect within this, or the cluster does not start.
-pub const JOIN_WITHIN: Duration = Duration::from_secs(120);
+/// Nodes connect within this, or the cluster does not start. The launcher has the user's time limit, which is shorter.
+pub const JOIN_WITHIN: Duration = Duration::from_secs(600);
 
 /// What a process of `spec` tells its fabric: it is `me`.
 ///
