@@ -8,6 +8,7 @@
 #include <linux/init.h>
 #include <linux/kernel.h>
 #include <linux/pid.h>
+#include <linux/ssi.h>
 #include <linux/string.h>
 
 #include "device.h"
@@ -28,6 +29,11 @@ static void __init check_params(void)
 	}
 	ssi_params.given = true;
 	ssi_pid_init();
+}
+
+bool ssi_shares_memory(void)
+{
+	return ssi_params.given;
 }
 
 static int __init parse_cell(char *arg)

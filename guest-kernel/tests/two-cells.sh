@@ -29,7 +29,7 @@ child=$(sh -c 'echo $$')
 [ "$(cat /proc/sys/kernel/pid_max)" -ge $((65536 * $(wc -l </proc/ssi/cells))) ] && echo "pid_max: PASS" || echo "pid_max: FAIL"
 while grep -q dead /proc/ssi/cells; do sleep 0.1; done
 if [ "$cell" = 0 ]; then
-    for test in "rpc 20" "run 50" "clock 1" "ping 1 20"; do
+    for test in "rpc 20" "run 200000 20" "clock 1" "ping 1 20"; do
         echo "$test" >/proc/ssi/selftest
         cat /proc/ssi/selftest
     done
