@@ -8,7 +8,9 @@
 #include <linux/fs_struct.h>
 #include <linux/kernel.h>
 #include <linux/namei.h>
+#include <linux/pid_namespace.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 
 #include "move.h"
@@ -49,6 +51,21 @@ static int fs_save(struct ssi_save *s)
 	path_put(&root);
 	kfree(buf);
 	return err;
+}
+
+/* A deputy is in the root of the system: paths in an image begin there, and nobody's directory is kept busy. */
+static void fs_release(struct ssi_save *s, bool moved)
+{
+	struct path root;
+
+	if (!moved)
+		return;
+	task_lock(init_pid_ns.child_reaper);
+	get_fs_root(init_pid_ns.child_reaper->fs, &root);
+	task_unlock(init_pid_ns.child_reaper);
+	set_fs_root(current->fs, &root);
+	set_fs_pwd(current->fs, &root);
+	path_put(&root);
 }
 
 static int fs_prepare(struct ssi_restore *r)
@@ -100,6 +117,7 @@ const struct ssi_resource ssi_res_fs = {
 	.recs = fs_recs,
 	.check = fs_check,
 	.save = fs_save,
+	.release = fs_release,
 	.prepare = fs_prepare,
 	.commit = fs_commit,
 	.abort = fs_put,

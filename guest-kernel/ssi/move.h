@@ -27,11 +27,14 @@ struct ssi_lazy;
 
 #define SSI_WHY_MAX	160
 
-/* What the last move of a process took; /proc/ssi/<pid>/stat. Times in microseconds, as in Table 3 of the paper. */
+/*
+ * What the last move of a process took; /proc/ssi/<pid>/stat. Times in microseconds, as in Table 3 of the paper; but the offer
+ * is made while the process still runs, so that t0 is no part of the stop.
+ */
 struct ssi_move_stat {
-	u64 t0_us;		/* stop to the offer being answered */
+	u64 t0_us;		/* the offer and its answer */
 	u64 t1_us;		/* writing the state */
-	u64 t2_us;		/* the destination's answer that it is ready */
+	u64 t2_us;		/* until the destination says that it is ready */
 	u64 t3_us;		/* pages before the commit (eager) */
 	u64 stop_us;		/* during which the process did not run */
 	u64 total_us;		/* until the last page had come */
