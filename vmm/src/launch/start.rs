@@ -230,9 +230,16 @@ fn spawn(
     name: &str,
     arguments: &[String],
 ) -> Result<Process, LaunchError> {
-    let path = spec.log_path(name);
-    let log = File::create(&path).map_err(io_error(format!("cannot write {}", path.display())))?;
-    let errors = log.try_clone().map_err(io_error("cannot share a log"))?;
+    let (log, errors) = match spec.host {
+        // An emulated host takes its files with it: what processes say goes to its console, which the machine keeps.
+        HostKind::Lab => (Stdio::inherit(), Stdio::inherit()),
+        HostKind::Kvm => {
+            let path = spec.log_path(name);
+            let log = File::create(&path).map_err(io_error(format!("cannot write {}", path.display())))?;
+            let errors = log.try_clone().map_err(io_error("cannot share a log"))?;
+            (log.into(), errors.into())
+        }
+    };
     let mut command = Command::new(&options.program);
     command.args(arguments).arg("--leash").arg("--config").arg(config);
     command.stdin(Stdio::piped()).stdout(log).stderr(errors).current_dir("/");
