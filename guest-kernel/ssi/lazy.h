@@ -22,11 +22,10 @@ int ssi_lazy_finish(struct mm_struct *mm);	/* waits until every page is here; 0 
 
 /* Source. */
 struct ssi_lazy_src;
-struct ssi_lazy_src *ssi_lazy_keep(struct mm_struct *mm, u32 dest, u64 *id);	/* NULL: no memory */
-void ssi_lazy_release(struct ssi_lazy_src *src);	/* the move failed */
-void ssi_lazy_complete(struct ssi_lazy_src *src);	/* all has been taken */
-void ssi_lazy_complete_eager(struct ssi_lazy_src *src);	/* before the commit */
-void ssi_lazy_track(struct ssi_lazy_src *src, pid_t pid);	/* whose figures are completed at the end */
+/* For the time of a move: ends with abandon (it failed) or left. NULL: no memory. */
+struct ssi_lazy_src *ssi_lazy_keep(struct mm_struct *mm, pid_t pid, u32 dest, u64 *id);
+void ssi_lazy_abandon(struct ssi_lazy_src *src);
+void ssi_lazy_left(struct ssi_lazy_src *src, bool eager);	/* eager: the destination has everything */
 void ssi_lazy_cell_died(u32 cell);
 
 #endif

@@ -27,10 +27,12 @@ struct ssi_lazy_src {
 	struct list_head list;	/* sources_lock */
 	u64 id;
 	u32 dest;
-	pid_t pid;		/* 0: none to complete the figures of */
+	pid_t pid;		/* whose it was */
 	struct mm_struct *mm;	/* with mm_users */
 	struct mutex lock;	/* of what follows */
 	bool gone;
+	bool under_way;		/* the move is not decided, or not noted here */
+	u64 done_ns;		/* when the destination had everything */
 	refcount_t ref;
 	struct list_head pins;
 	struct ssi_move_stat stat;
@@ -40,7 +42,7 @@ static LIST_HEAD(sources);
 static DEFINE_MUTEX(sources_lock);
 static u64 last_id;
 
-struct ssi_lazy_src *ssi_lazy_keep(struct mm_struct *mm, u32 dest, u64 *id)
+struct ssi_lazy_src *ssi_lazy_keep(struct mm_struct *mm, pid_t pid, u32 dest, u64 *id)
 {
 	struct ssi_lazy_src *src = kzalloc(sizeof(*src), GFP_KERNEL);
 
@@ -49,8 +51,10 @@ struct ssi_lazy_src *ssi_lazy_keep(struct mm_struct *mm, u32 dest, u64 *id)
 	mmget(mm);
 	src->mm = mm;
 	src->dest = dest;
+	src->pid = pid;
+	src->under_way = true;
 	mutex_init(&src->lock);
-	refcount_set(&src->ref, 1);
+	refcount_set(&src->ref, 2);	/* the table's and the caller's */
 	INIT_LIST_HEAD(&src->pins);
 	mutex_lock(&sources_lock);
 	*id = src->id = ++last_id;
@@ -82,7 +86,7 @@ static struct ssi_lazy_src *get_src(u64 id, u32 dest)
 
 static void complete_stat(struct ssi_lazy_src *src, u64 done_ns)
 {
-	struct ssi_task *st = src->pid ? ssi_task_get_pid(src->pid) : NULL;
+	struct ssi_task *st = ssi_task_get_pid(src->pid);
 
 	if (!st)
 		return;
@@ -96,7 +100,7 @@ static void complete_stat(struct ssi_lazy_src *src, u64 done_ns)
 }
 
 /* Lets go of pages and address space. */
-void ssi_lazy_release(struct ssi_lazy_src *src)
+static void release_src(struct ssi_lazy_src *src)
 {
 	struct pins *p, *next;
 	bool gone;
@@ -121,21 +125,40 @@ void ssi_lazy_release(struct ssi_lazy_src *src)
 	put_src(src);
 }
 
-void ssi_lazy_complete(struct ssi_lazy_src *src)
+/* The destination has everything. It may say so before this side has noted that the process has left. */
+static void complete_src(struct ssi_lazy_src *src)
 {
-	complete_stat(src, ktime_get_ns());
-	ssi_lazy_release(src);
+	bool under_way;
+
+	mutex_lock(&src->lock);
+	src->done_ns = ktime_get_ns();
+	under_way = src->under_way;
+	mutex_unlock(&src->lock);
+	if (!under_way)
+		complete_stat(src, src->done_ns);
+	release_src(src);
 }
 
-void ssi_lazy_complete_eager(struct ssi_lazy_src *src)
+void ssi_lazy_abandon(struct ssi_lazy_src *src)
 {
-	complete_stat(src, 0);
-	ssi_lazy_release(src);
+	release_src(src);
+	put_src(src);
 }
 
-void ssi_lazy_track(struct ssi_lazy_src *src, pid_t pid)
+void ssi_lazy_left(struct ssi_lazy_src *src, bool eager)
 {
-	src->pid = pid;
+	u64 done_ns;
+
+	mutex_lock(&src->lock);
+	src->under_way = false;
+	done_ns = src->done_ns;
+	mutex_unlock(&src->lock);
+	if (eager || done_ns)
+		complete_stat(src, done_ns);
+	/* Died meanwhile, when this was not for ssi_lazy_cell_died() to release. */
+	if (eager || !ssi_cell_alive(src->dest))
+		release_src(src);
+	put_src(src);
 }
 
 static struct pins *find_pins(struct ssi_lazy_src *src, u64 addr)
@@ -204,7 +227,7 @@ static ssize_t handle_free(struct ssi_request *req)
 	if (!src)
 		return -ENOENT;
 	*c = (struct ssi_lazy_counts){ src->stat.pages_sent, src->stat.pages_absent, src->stat.pages_unmodified };
-	ssi_lazy_complete(src);
+	complete_src(src);
 	put_src(src);
 	return sizeof(*c);
 }
@@ -219,7 +242,7 @@ void ssi_lazy_cell_died(u32 cell)
 		list_for_each_entry(src, &sources, list)
 			if (src->dest == cell) {
 				/* One whose move is under way is released by that, when it fails. */
-				if (!src->pid)
+				if (READ_ONCE(src->under_way))
 					continue;
 				found = src;
 				refcount_inc(&src->ref);
@@ -227,7 +250,7 @@ void ssi_lazy_cell_died(u32 cell)
 			}
 		mutex_unlock(&sources_lock);
 		if (found) {
-			ssi_lazy_release(found);
+			release_src(found);
 			put_src(found);
 		}
 	} while (found);

@@ -206,7 +206,7 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 	int err;
 
 	s->stat.t0_us = m->t0_us;
-	src = ssi_lazy_keep(current->mm, m->dest, &s->lazy_id);
+	src = ssi_lazy_keep(current->mm, m->st->pid, m->dest, &s->lazy_id);
 	if (!src)
 		return -ENOMEM;
 	err = empty_mm(&empty);
@@ -226,18 +226,16 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 	}
 	if (err) {
 		ssi_save_release(s, false);
-		ssi_lazy_release(src);
+		ssi_lazy_abandon(src);
 		if (empty)
 			mmput(empty);
 		return err;
 	}
 	moved(m, s, stop_ns);
-	ssi_lazy_track(src, m->st->pid);
 	ssi_save_release(s, true);
 	set_dumpable(empty, get_dumpable(current->mm));
 	ssi_drop_mm(ssi_switch_mm(empty));
-	if (m->flags & SSI_MOVE_EAGER)
-		ssi_lazy_complete_eager(src);
+	ssi_lazy_left(src, m->flags & SSI_MOVE_EAGER);
 	return 1;
 }
 
