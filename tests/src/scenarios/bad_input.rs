@@ -14,7 +14,7 @@ pub fn refusals(cluster: &Cluster<'_>) -> Result<()> {
         (&["migrate", pid, "7"], "EHOSTUNREACH"),
         (&["migrate", "59999", "1"], "ESRCH"),
         (&["migrate", "1", "1"], "EPERM"),
-        (&["migrate", "2", "1"], "EPERM"),
+        (&["migrate", "2", "1"], "kernel thread"),
         (&["migrate", "x", "1"], "x"),
         (&["migrate", pid], "CELL"),
         (&["setpriv", "--reuid=33", "--clear-groups", "migrate", pid, "1"], "EPERM"),

@@ -74,6 +74,7 @@ fn refusal(pid: i32, error: Errno) -> String {
         Errno::ENOSYS => "this kernel has no migrate(2)".to_owned(),
         Errno::EHOSTUNREACH => "there is no such cell, or it is dead".to_owned(),
         Errno::EPERM => "it belongs to another user, or is the kernel's or the cell's own".to_owned(),
+        Errno::EINVAL => "it is a kernel thread, which has nothing that could move".to_owned(),
         Errno::EBUSY => "it is already moving".to_owned(),
         Errno::ESRCH => "there is no such process".to_owned(),
         Errno::ENOTSUP => kernel::why(pid).unwrap_or_else(|| "something in it cannot move".to_owned()),
