@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 /// Seconds after which a command is ended and the scenario fails: a bound on a hang, not on speed.
 const COMMAND_LIMIT_S: u32 = 120;
+/// The same for a program at a terminal, which lives as long as its scenario.
+const TERMINAL_LIMIT_S: u32 = 900;
 /// The same for `up`, which may have to build.
 const UP_LIMIT_S: u32 = 300;
 
@@ -114,7 +116,7 @@ impl Cluster<'_> {
     pub fn command(&self, verb: &str, args: &[&str]) -> Command {
         let mut all = vec!["-C", &self.name, verb];
         all.extend(args);
-        self.bench.command(COMMAND_LIMIT_S, &all)
+        self.bench.command(TERMINAL_LIMIT_S, &all)
     }
 
     /// `ssivmm -C NAME VERB ARGS`, run to its end, whatever its status.
