@@ -1,6 +1,5 @@
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context;
 use ssi_images::{Cache, Images, Source, Ui, packages};
@@ -11,9 +10,10 @@ use super::{Fail, Host, Outcome, UpArgs, exit, show};
 use crate::control::Client;
 use crate::doctor;
 use crate::fabric::Secret;
+use crate::lab::cluster::now_ns;
 use crate::lab::{Booted, LabCluster, LabError, LabImages};
 use crate::launch::{
-    self, Address, ClusterSpec, FabricSpec, HostKind, LaunchError, Options, ProcessRecord, Publish, RootSpec,
+    self, Address, ClusterSpec, FabricSpec, HostKind, LaunchError, Options, ProcessRecord, RootSpec,
 };
 use crate::runtime::leash::on_signals;
 use crate::worker::Stop;
@@ -28,7 +28,7 @@ pub fn run(args: &UpArgs, cluster: Option<&str>) -> Outcome {
         .check()
         .map_err(|error| Fail::new(exit::USAGE, error.to_string()))?;
     clear(&dir)?;
-    check_ports(&args.publish)?;
+    launch::check_ports(&args.publish).map_err(|error| launch_failed(&error))?;
     let host = choose_host(args.host)?;
     let ui = Ui::detect();
     let built = build(host, ui)?;
@@ -74,15 +74,6 @@ fn clear(dir: &ClusterDir) -> Result<(), Fail> {
     if dir.exists() {
         dir.create()?;
         dir.retire()?;
-    }
-    Ok(())
-}
-
-fn check_ports(publish: &[Publish]) -> Result<(), Fail> {
-    for Publish { address, host, .. } in publish {
-        if let Err(source) = TcpListener::bind((*address, *host)) {
-            return Err(launch_failed(&LaunchError::Port { address: *address, port: *host, source }));
-        }
     }
     Ok(())
 }
@@ -150,11 +141,6 @@ fn draft(args: &UpArgs, name: &str, host: HostKind, state: &Path) -> ClusterSpec
         state: state.to_owned(),
         fabric: FabricSpec::Unix,
     }
-}
-
-fn now_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn record(spec: ClusterSpec, control: Address, processes: Vec<ProcessRecord>) -> Record {

@@ -124,7 +124,7 @@ fn cpus() -> u32 {
 }
 
 /// Nanoseconds since 1970.
-fn now_ns() -> u64 {
+pub fn now_ns() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(0)
 }

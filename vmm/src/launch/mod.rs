@@ -19,4 +19,4 @@ mod start;
 
 pub use process::ProcessRecord;
 pub use spec::{Address, ClusterSpec, FabricSpec, HostKind, Publish, RootSpec, SpecError};
-pub use start::{Ended, LaunchError, Options, Progress, Running, start, tail};
+pub use start::{Ended, LaunchError, Options, Progress, Running, check_ports, start, tail};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ssi_proto::request::{Request, Status};
 
 use super::process::{ProcessRecord, end_all};
-use super::{ClusterSpec, HostKind, SpecError};
+use super::{ClusterSpec, HostKind, Publish, SpecError};
 use crate::control::{Client, ClientError};
 use crate::fabric::Secret;
 use crate::fabric::auth::HandshakeError;
@@ -175,7 +175,7 @@ pub fn start(
     spec.check()?;
     // In a lab the ports belong to the emulated host, which nobody shares.
     if spec.host == HostKind::Kvm {
-        check_ports(spec)?;
+        check_ports(&spec.publish)?;
     }
     let config = prepare(spec)?;
     let mut running = Running { processes: Vec::new() };
@@ -193,8 +193,12 @@ pub fn start(
     Ok(running)
 }
 
-fn check_ports(spec: &ClusterSpec) -> Result<(), LaunchError> {
-    for publish in &spec.publish {
+/// Can every published port be listened on now?
+///
+/// # Errors
+/// [`LaunchError::Port`] names the first that cannot.
+pub fn check_ports(publish: &[Publish]) -> Result<(), LaunchError> {
+    for publish in publish {
         TcpListener::bind((publish.address, publish.host)).map_err(|source| LaunchError::Port {
             address: publish.address,
             port: publish.host,
