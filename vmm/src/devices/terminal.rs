@@ -64,6 +64,11 @@ impl Terminal {
         (output.history.iter().copied().collect(), receiver)
     }
 
+    /// The last 64 KiB of output.
+    pub fn history(&self) -> Vec<u8> {
+        lock(&self.0.output).history.iter().copied().collect()
+    }
+
     /// The guest wrote `bytes`.
     pub fn write_output(&self, bytes: &[u8]) {
         if bytes.is_empty() {

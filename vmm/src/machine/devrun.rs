@@ -247,7 +247,7 @@ fn build(args: &DevRunArgs) -> anyhow::Result<Vec<Cell>> {
             kernel: args.kernel.clone(),
             initrd: args.initrd.clone(),
             cmdline: format!(
-                "console=ttyS0 reboot=t panic=-1 iommu=off ssi.cell={cell} ssi.cells={} ssi.epoch_ns={epoch_ns} {}",
+                "console=ttyS0 reboot=k panic=-1 iommu=off ssi.cell={cell} ssi.cells={} ssi.epoch_ns={epoch_ns} {}",
                 args.cells, args.append
             ),
             serial,

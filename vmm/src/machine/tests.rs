@@ -130,12 +130,13 @@ fn dropping_a_running_machine_stops_it() {
 }
 
 #[test]
-fn a_triple_fault_is_a_reset() {
+fn a_triple_fault_is_a_failure_and_not_a_reset() {
     // ud2, with no handler for it
     let (mut machine, _, exit) = machine(&[0x0f, 0x0b], 1, Vec::new());
     machine.run().unwrap();
     wait(&exit);
-    assert_eq!(machine.end(), Some(End::Reset));
+    let Some(End::Failed(why)) = machine.end() else { panic!("{:?}", machine.end()) };
+    assert!(why.contains("triple fault"), "{why}");
 }
 
 #[test]

@@ -197,8 +197,10 @@ fn turn(id: u8, fd: &mut VcpuFd, bus: &Bus) -> Turn {
             bus.mmio_write(address, data);
             return Turn::GoOn;
         }
-        // A triple fault: how a kernel without firmware reboots. Also what a system event comes to.
-        Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return Turn::End(End::Reset),
+        Ok(VcpuExit::SystemEvent(..)) => return Turn::End(End::Reset),
+        // A guest that means to reset asks the keyboard controller (`reboot=k`). On AMD, KVM has put the registers back to
+        // their reset values by now, and only the host's kernel knew better (APM volume 2, 15.14.3).
+        Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Turn::GoOn,
         Err(error) if matches!(error.errno(), EINTR | EAGAIN) => {
             return Turn::Kicked;

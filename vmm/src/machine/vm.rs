@@ -44,7 +44,7 @@ pub struct Config {
 /// How a machine came to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// The guest reset itself: reboot, panic with `panic=-1`, triple fault.
+    /// The guest reset itself: reboot, or panic with `panic=-1`.
     Reset,
     /// [`Machine::stop`].
     Stopped,

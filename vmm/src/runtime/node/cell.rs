@@ -54,12 +54,24 @@ pub struct MachineCell {
     _fetch_worker: Worker,
     ssi: SsiHandle,
     memory: Arc<Memory>,
+    serial: Terminal,
+}
+
+/// Lines of its serial console that are logged when a cell ends by itself.
+const LAST_WORDS_LINES: usize = 60;
+
+/// The last `most` lines of `bytes`, without control characters: a guest wrote them.
+fn last_lines(bytes: &[u8], most: usize) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(most);
+    lines[from..].iter().map(|line| line.chars().filter(|c| !c.is_control()).collect()).collect()
 }
 
 /// The command line of a cell's kernel (`docs/interfaces.md`); the machine adds its devices.
 fn command_line(spec: &ClusterSpec, node: u32) -> String {
     let mut line = format!(
-        "console=ttyS0 loglevel=5 reboot=t panic=-1 iommu=off root=ssiroot rootfstype=virtiofs rw init=/usr/lib/ssi/init \
+        "console=ttyS0 loglevel=5 reboot=k panic=-1 iommu=off root=ssiroot rootfstype=virtiofs rw init=/usr/lib/ssi/init \
          ssi.cell={node} ssi.cells={} ssi.epoch_ns={} ssi.name={} ssi.ip=10.64.0.2/24 ssi.gw=10.64.0.1",
         spec.nodes, spec.epoch_ns, spec.name
     );
@@ -111,7 +123,7 @@ impl MachineCell {
             kernel: spec.kernel.clone(),
             initrd: None,
             cmdline: command_line(spec, node),
-            serial,
+            serial: serial.clone(),
             exit: machine_exit.clone(),
         };
         let machine = Machine::new(&config, memory.regions(), devices)?;
@@ -130,6 +142,7 @@ impl MachineCell {
             _fetch_worker: fetch_worker,
             ssi: handle,
             memory,
+            serial,
         }))
     }
 
@@ -203,6 +216,11 @@ impl Cell for MachineCell {
             Some(End::Failed(why)) => log::error!("cell {}: {why}", self.node),
             end => log::info!("cell {}: {end:?}", self.node),
         }
+        if machine.end() != Some(End::Stopped) {
+            for line in last_lines(&self.serial.history(), LAST_WORDS_LINES) {
+                log::error!("cell {} said last: {line}", self.node);
+            }
+        }
     }
 }
 
@@ -225,5 +243,12 @@ mod tests {
             assert!(line.split(' ').any(|w| w == word), "{line} lacks {word}");
         }
         assert!(line.ends_with(" quiet") && !line.contains("  "), "{line}");
+    }
+
+    #[test]
+    fn last_words_are_the_last_lines_and_nothing_that_a_terminal_obeys() {
+        assert_eq!(last_lines(b"one\r\ntwo\x1b[2J\nthree\n", 2), ["two[2J", "three"]);
+        assert_eq!(last_lines(b"one", 2), ["one"]);
+        assert!(last_lines(b"", 2).is_empty());
     }
 }
