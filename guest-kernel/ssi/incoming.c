@@ -16,6 +16,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "fault.h"
 #include "incoming.h"
 #include "migrate.h"
 #include "task.h"
@@ -199,6 +200,7 @@ static ssize_t handle_offer(struct ssi_request *req)
 		return -EINVAL;
 	if (!atomic_read(&openers))
 		return -ENOTCONN;	/* no migrationd here */
+	ssi_fault_point(SSI_FAULT_OFFER);
 	wait_gone(o->pid);
 	in = kzalloc(sizeof(*in), GFP_KERNEL);
 	if (!in)
@@ -239,6 +241,7 @@ static ssize_t handle_data(struct ssi_request *req)
 	if (req->len <= sizeof(u64))
 		return -EINVAL;
 	len = req->len - sizeof(u64);
+	ssi_fault_point(SSI_FAULT_IMAGE);
 	in = get_incoming(*(const u64 *)req->body, req->cell);
 	if (!in)
 		return -ESTALE;
@@ -303,6 +306,7 @@ static ssize_t handle_commit(struct ssi_request *req)
 
 	if (req->len != sizeof(*c))
 		return -EINVAL;
+	ssi_fault_point(SSI_FAULT_COMMIT);
 	in = get_incoming(c->id, req->cell);
 	if (!in)
 		return -ESTALE;

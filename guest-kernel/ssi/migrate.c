@@ -21,6 +21,7 @@
 #include <linux/syscalls.h>
 #include <linux/task_work.h>
 
+#include "fault.h"
 #include "lazy.h"
 #include "migrate.h"
 #include "task.h"
@@ -215,6 +216,7 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 	if (!err) {
 		s->sink = &sink;
 		err = ssi_save(s);
+		ssi_fault_point(SSI_FAULT_SAVE);
 		s->stat.t1_us = us_since(start);
 		start = ktime_get_ns();
 		if (!err)
@@ -231,6 +233,7 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 			mmput(empty);
 		return err;
 	}
+	ssi_fault_point(SSI_FAULT_LEFT);
 	moved(m, s, stop_ns);
 	ssi_save_release(s, true);
 	set_dumpable(empty, get_dumpable(current->mm));

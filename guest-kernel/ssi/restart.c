@@ -17,6 +17,7 @@
 #include <linux/slab.h>
 #include <linux/syscalls.h>
 
+#include "fault.h"
 #include "incoming.h"
 #include "migrate.h"
 #include "task.h"
@@ -72,16 +73,19 @@ int ssi_restart(struct ssi_source *src, bool deputy)
 	r->src = src;
 	r->deputy = deputy;
 	err = ssi_restore_read(r);
+	ssi_fault_point(SSI_FAULT_BUILD);
 	if (!err && r->live)
 		err = prepare_entry(r, &st);
 	if (!err)
 		err = ssi_restore_prepare(r);
+	ssi_fault_point(SSI_FAULT_READY);
 	if (!err && r->live)
 		err = ssi_incoming_ready(src->in, r->stat.t3_us);
 	if (!err) {
 		if (st)
 			fill_entry(r, st, src->bytes);
 		ssi_restore_commit(r);
+		ssi_fault_point(SSI_FAULT_RUN);
 		/* To user mode through the signal code, which restarts the call in progress or interrupts it (MIG-5). */
 		set_thread_flag(TIF_SIGPENDING);
 		if (st)

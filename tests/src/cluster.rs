@@ -1,5 +1,6 @@
 //! A cluster under test, driven through the command line.
 
+use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -32,6 +33,19 @@ impl Bench {
         ensure!(binary.is_file(), "{} is not there: build it first", binary.display());
         let state = tempfile::Builder::new().prefix("ssivmm-test").tempdir().context("making a folder")?;
         Ok(Self { binary: binary.to_owned(), state, host })
+    }
+
+    /// Copies what is left of the clusters of this bench to `to`: the logs that `down` keeps, or all of one that is up.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub fn keep_logs(&self, to: &Path) -> Result<()> {
+        fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+        let mut copy = Command::new("cp");
+        copy.arg("-r").arg("--").arg(self.state.path().join(".")).arg(to).stdin(Stdio::null());
+        let copied = copy.output().context("starting cp")?;
+        ensure!(copied.status.success(), "cp: {}", String::from_utf8_lossy(&copied.stderr));
+        Ok(())
     }
 
     /// The command `ssivmm ARGS`, bounded in time, with the state of this bench.

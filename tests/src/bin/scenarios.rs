@@ -1,9 +1,9 @@
 //! `cargo xtask test` runs this: every scenario, or those whose name contains a word, against a real cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use ssi_tests::cluster::{Bench, Cluster};
 use ssi_tests::scenarios::{ALL, Need, PENDING, Scenario};
@@ -24,6 +24,12 @@ struct Arguments {
     /// Those that are not expected to pass yet, instead of those that have to.
     #[arg(long)]
     pending: bool,
+    /// Where the logs of the clusters go in which a scenario failed.
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/scenario-logs")]
+    logs: PathBuf,
+    /// Run them this often, until one fails.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    rounds: u32,
     /// Run only those whose name contains one of these words.
     only: Vec<String>,
 }
@@ -35,11 +41,12 @@ struct Tally {
 }
 
 impl Tally {
-    fn run(&mut self, scenario: &Scenario, body: impl FnOnce() -> Result<()>) {
+    /// Whether it passed.
+    fn run(&mut self, scenario: &Scenario, body: impl FnOnce() -> Result<()>) -> bool {
         let since = Instant::now();
         let result = body();
         let seconds = since.elapsed().as_secs_f64();
-        match result {
+        match &result {
             Ok(()) => {
                 self.passed += 1;
                 println!("PASS {} ({seconds:.1} s)", scenario.name);
@@ -49,6 +56,7 @@ impl Tally {
                 println!("FAIL {} ({seconds:.1} s)\n{error:#}", scenario.name);
             }
         }
+        result.is_ok()
     }
 }
 
@@ -66,30 +74,38 @@ fn main() -> Result<()> {
     }
     let bench = Bench::new(&arguments.binary, arguments.host)?;
     let mut tally = Tally::default();
+    for _ in 0..arguments.rounds {
+        run(&bench, &chosen, &arguments.logs, &mut tally);
+        if tally.failed > 0 {
+            break;
+        }
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    std::process::exit(i32::from(tally.failed > 0 || tally.passed == 0));
+}
+
+/// Each of `chosen` once. One that fails takes its cluster with it: what comes after has a sound one.
+fn run(bench: &Bench, chosen: &[&Scenario], logs: &Path, tally: &mut Tally) {
     let mut cluster: Option<Cluster<'_>> = None;
     for scenario in chosen {
-        match scenario.need {
+        let passed = match scenario.need {
             Need::Own(body) => {
                 cluster = None;
-                tally.run(scenario, || body(&bench));
+                tally.run(scenario, || body(bench))
             }
-            Need::Shared(body) => {
+            Need::Shared(body) => tally.run(scenario, || {
                 if cluster.is_none() {
-                    match bench.up("scenarios", &["--nodes", "2"]) {
-                        Ok(up) => cluster = Some(up),
-                        Err(error) => {
-                            tally.run(scenario, || Err(error.context("booting the cluster")));
-                            continue;
-                        }
-                    }
+                    cluster = Some(bench.up("scenarios", &["--nodes", "2"]).context("booting the cluster")?);
                 }
-                if let Some(cluster) = &cluster {
-                    tally.run(scenario, || body(cluster));
-                }
+                cluster.as_ref().map_or(Ok(()), body)
+            }),
+        };
+        if !passed {
+            cluster = None;
+            match bench.keep_logs(&logs.join(scenario.name)) {
+                Ok(()) => println!("its logs are in {}", logs.join(scenario.name).display()),
+                Err(error) => println!("its logs could not be kept: {error:#}"),
             }
         }
     }
-    drop(cluster);
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    std::process::exit(i32::from(tally.failed > 0 || tally.passed == 0));
 }
