@@ -6,6 +6,7 @@ use crate::cluster::{Bench, Cluster};
 
 mod bad_input;
 mod cluster_life;
+mod faults;
 mod files;
 mod moving;
 mod web;
@@ -94,6 +95,8 @@ pub const PENDING: &[Pending] = &[
     pending(shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred), CELL_DIES),
     pending(shared("bad_input_is_refused_with_a_reason", bad_input::refusals), CELL_DIES),
     pending(shared("restart_refuses_foreign_images", bad_input::foreign_images), CELL_DIES),
+    pending(own("mig_fault_a_destination_that_dies_at_any_step", faults::destination_dies), CELL_DIES),
+    pending(own("mig_fault_a_source_that_dies_when_its_process_left", faults::source_dies), CELL_DIES),
     pending(own("up_refuses_what_is_in_use", cluster_life::in_use), CELL_DIES),
 ];
 

@@ -7,7 +7,7 @@ use crate::cluster::Cluster;
 use crate::terminal::Terminal;
 
 /// Checks that a line holds the next number.
-fn next_number(terminal: &mut Terminal, expected: &mut u64) -> Result<()> {
+pub(super) fn next_number(terminal: &mut Terminal, expected: &mut u64) -> Result<()> {
     let Some(line) = terminal.line()? else { bail!("the counter ended before {expected}") };
     let number: u64 = line.trim().parse().with_context(|| format!("{line:?} is not a number"))?;
     ensure!(
@@ -19,7 +19,7 @@ fn next_number(terminal: &mut Terminal, expected: &mut u64) -> Result<()> {
 }
 
 /// A counter at a terminal, and its process. `interval_ms` tells it from others.
-fn start_counter(cluster: &Cluster<'_>, interval_ms: &str) -> Result<(Terminal, Process, u64)> {
+pub(super) fn start_counter(cluster: &Cluster<'_>, interval_ms: &str) -> Result<(Terminal, Process, u64)> {
     let mut terminal = Terminal::start(cluster.command("exec", &["-t", "--", "counter", interval_ms]))?;
     let mut expected = 0;
     for _ in 0..3 {
@@ -30,7 +30,7 @@ fn start_counter(cluster: &Cluster<'_>, interval_ms: &str) -> Result<(Terminal, 
 }
 
 /// Where the process is now; it has to keep its PID.
-fn node_of(cluster: &Cluster<'_>, pid: u32) -> Result<u32> {
+pub(super) fn node_of(cluster: &Cluster<'_>, pid: u32) -> Result<u32> {
     let all = cluster.ps()?;
     let mut found = all.iter().filter(|p| p.pid == pid && !p.deputy);
     match (found.next(), found.next()) {
@@ -40,7 +40,7 @@ fn node_of(cluster: &Cluster<'_>, pid: u32) -> Result<u32> {
     }
 }
 
-fn end_counter(cluster: &Cluster<'_>, terminal: Terminal, pid: u32) -> Result<()> {
+pub(super) fn end_counter(cluster: &Cluster<'_>, terminal: Terminal, pid: u32) -> Result<()> {
     cluster.exec(0, &["kill", &pid.to_string()])?;
     let status = terminal.wait()?;
     ensure!(status.code() == Some(128 + 15), "a counter that SIGTERM ended shows as {status:?}");

@@ -158,6 +158,7 @@ fn boot_kvm(args: &UpArgs, dir: &ClusterDir, built: &Built, cancel: &Stop, ui: U
         program: built.program.clone(),
         ready_within: Duration::from_secs(args.timeout),
         cancel: cancel.clone(),
+        nodes_avoid_cpu: None,
     };
     let running = launch::start(&spec, &options, &mut |progress| ui.say(&progress.to_string()))
         .map_err(|error| launch_failed(&error))?;

@@ -117,10 +117,11 @@ fn free_port() -> Result<u16, LabError> {
     Ok(address.port())
 }
 
-/// Processors of an emulated host: those of the machine, as many as its kernel takes.
+/// Processors of an emulated host: as many as the machine has for its cells, and one that no cell runs on
+/// (`lab/init/cluster.rs` says why); no more than its kernel takes.
 fn cpus() -> u32 {
-    std::thread::available_parallelism()
-        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(8).clamp(1, 8))
+    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(machine).unwrap_or(8).clamp(1, 7) + 1
 }
 
 /// Nanoseconds since 1970.

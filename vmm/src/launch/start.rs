@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use ssi_proto::request::{Request, Status};
 
 use super::process::{ProcessRecord, end_all};
@@ -27,6 +29,9 @@ const QUOTED_LINES: usize = 15;
 /// Bytes of a log that are looked at for them.
 const QUOTED_BYTES: u64 = 8 << 10;
 
+/// The process of the I/O server.
+const IO: &str = "io";
+
 /// How to start.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -36,6 +41,8 @@ pub struct Options {
     pub ready_within: Duration,
     /// Gives the start up.
     pub cancel: Stop,
+    /// A processor that no cell may run on, if there is another.
+    pub nodes_avoid_cpu: Option<usize>,
 }
 
 /// What happened so far.
@@ -179,7 +186,7 @@ pub fn start(
     }
     let config = prepare(spec)?;
     let mut running = Running { processes: Vec::new() };
-    let mut names = vec![("io".to_owned(), vec!["io".to_owned()])];
+    let mut names = vec![(IO.to_owned(), vec![IO.to_owned()])];
     names.extend(
         (0..spec.nodes)
             .map(|n| (format!("node-{n}"), vec!["node".to_owned(), "--node".to_owned(), n.to_string()])),
@@ -227,6 +234,17 @@ fn prepare(spec: &ClusterSpec) -> Result<PathBuf, LaunchError> {
     Ok(path)
 }
 
+/// The processors of this process without `cpu`; `None` if none would be left, or it is not one of them.
+fn processors_without(cpu: usize) -> Option<CpuSet> {
+    let mut set = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let others = (0..CpuSet::count()).any(|other| other != cpu && set.is_set(other) == Ok(true));
+    if !others || set.is_set(cpu) != Ok(true) {
+        return None;
+    }
+    set.unset(cpu).ok()?;
+    Some(set)
+}
+
 fn spawn(
     spec: &ClusterSpec,
     options: &Options,
@@ -247,9 +265,15 @@ fn spawn(
     let mut command = Command::new(&options.program);
     command.args(arguments).arg("--leash").arg("--config").arg(config);
     command.stdin(Stdio::piped()).stdout(log).stderr(errors).current_dir("/");
-    // SAFETY: setsid is async-signal-safe. A session of its own keeps the terminal's signals from it.
+    let processors = options.nodes_avoid_cpu.filter(|_| name != IO).and_then(processors_without);
+    // SAFETY: both are system calls and nothing else. A session of its own keeps the terminal's signals from it.
     unsafe {
-        command.pre_exec(|| if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) });
+        command.pre_exec(move || {
+            if let Some(set) = &processors {
+                sched_setaffinity(Pid::from_raw(0), set)?;
+            }
+            if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        });
     }
     let mut child =
         command.spawn().map_err(io_error(format!("cannot start {}", options.program.display())))?;
@@ -420,5 +444,24 @@ impl Drop for Running {
             // Killed: this reaps it.
             let _ = process.child.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_is_left_out_if_there_is_another() {
+        let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let ours: Vec<usize> = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu) == Ok(true)).collect();
+        let without = processors_without(ours[0]);
+        assert_eq!(without.is_some(), ours.len() > 1);
+        if let Some(set) = without {
+            let left: Vec<usize> = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).collect();
+            assert_eq!(left, ours[1..]);
+        }
+        let strange = (0..CpuSet::count()).find(|cpu| !ours.contains(cpu)).unwrap();
+        assert_eq!(processors_without(strange), None);
     }
 }
