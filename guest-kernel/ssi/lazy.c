@@ -296,7 +296,7 @@ static int bring_range(struct ssi_lazy *lazy, unsigned long start, unsigned long
 {
 	int err = 0;
 
-	while (!err) {
+	while (!err && start < end) {	/* a range may go on beyond the end */
 		unsigned long s = start, e = end;
 
 		if (!next_part(lazy, &s, &e))

@@ -67,27 +67,27 @@ pub const PENDING: &[Pending] = &[
     pending(shared("mig_6_input_from_the_terminal_follows", moving::terminal_input), CELL_DIES),
     pending(shared("mig_6_pipes_stay_connected", moving::pipes), CELL_DIES),
     pending(
-        shared("mig_6_registers_survive_moves", |cluster| moving::resource(cluster, "res-regs", 400)),
+        shared("mig_6_registers_survive_moves", |cluster| moving::resource(cluster, "res-regs", "400")),
         CELL_DIES,
     ),
     pending(
-        shared("mig_6_memory_survives_moves", |cluster| moving::resource(cluster, "res-memory", 60)),
+        shared("mig_6_memory_survives_moves", |cluster| moving::resource(cluster, "res-memory", "60")),
         CELL_DIES,
     ),
     pending(
-        shared("mig_6_files_survive_moves", |cluster| moving::resource(cluster, "res-files", 40)),
+        shared("mig_6_files_survive_moves", |cluster| moving::resource(cluster, "res-files", "40")),
         CELL_DIES,
     ),
     pending(
-        shared("mig_6_signals_survive_moves", |cluster| moving::resource(cluster, "res-signals", 200)),
+        shared("mig_6_signals_survive_moves", |cluster| moving::resource(cluster, "res-signals", "200")),
         CELL_DIES,
     ),
     pending(
-        shared("mig_6_timers_survive_moves", |cluster| moving::resource(cluster, "res-timers", 200)),
+        shared("mig_6_timers_survive_moves", |cluster| moving::resource(cluster, "res-timers", "200")),
         CELL_DIES,
     ),
     pending(
-        shared("mig_6_credentials_survive_moves", |cluster| moving::resource(cluster, "res-creds", 200)),
+        shared("mig_6_credentials_survive_moves", |cluster| moving::resource(cluster, "res-creds", "200")),
         CELL_DIES,
     ),
     pending(shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy), CELL_DIES),

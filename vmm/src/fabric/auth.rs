@@ -42,9 +42,21 @@ pub enum HandshakeError {
     /// Whoever listens there does not know the secret.
     #[error("the other side does not know the cluster's secret")]
     Impostor,
-    /// The stream failed, or the other side was silent for too long.
+    /// The other side took the connection and says nothing.
+    #[error("no answer for {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    Silent,
+    /// The stream failed.
     #[error("handshake cut short: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 impl Secret {
