@@ -298,6 +298,8 @@ static ssize_t handle_signal_to(struct ssi_request *req)
 	if (!t)
 		return -ESRCH;
 	st = ssi_task_get(t, false);
+	if (st)
+		ssi_task_arrived(st);
 	if (st && READ_ONCE(st->role) == SSI_RUNNER) {
 		struct kernel_siginfo info = s->info;
 

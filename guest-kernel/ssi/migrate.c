@@ -174,12 +174,24 @@ static int commit(struct move *m, struct ssi_save *s, u64 stop_ns)
 	return n < 0 ? n : 0;
 }
 
-static void moved(struct move *m, struct ssi_save *s, u64 stop_ns)
+struct left {
+	enum ssi_role role;
+	u32 where;
+	u64 stop_ns;
+	struct ssi_move_stat stat;
+};
+
+/*
+ * Before the destination may run it: from the commit on it may end there, move on or come back, and what is told of that has
+ * to find a deputy here, though the answer to the commit is still on its way.
+ */
+static void leave(struct move *m, struct ssi_save *s, u64 stop_ns, struct left *was)
 {
 	struct ssi_task *st = m->st;
 
 	s->stat.stop_us = us_since(stop_ns);
 	spin_lock(&st->lock);
+	*was = (struct left){ .role = st->role, .where = st->where, .stop_ns = st->stop_ns, .stat = st->stat };
 	st->role = st->home == ssi_this_cell() ? SSI_DEPUTY : SSI_GONE;
 	st->where = m->dest;
 	st->moves++;
@@ -188,6 +200,22 @@ static void moved(struct move *m, struct ssi_save *s, u64 stop_ns)
 	st->stat = s->stat;
 	st->exited = st->lost = false;
 	spin_unlock(&st->lock);
+}
+
+/* The destination does not have it after all. */
+static void stay(struct move *m, const struct left *was)
+{
+	struct ssi_task *st = m->st;
+
+	spin_lock(&st->lock);
+	st->role = was->role;
+	st->where = was->where;
+	st->moves--;
+	st->stop_ns = was->stop_ns;
+	st->stat = was->stat;
+	st->lost = false;
+	spin_unlock(&st->lock);
+	wake_up_all(&st->wait);
 }
 
 /* What is left here is a task without memory and files. */
@@ -203,6 +231,7 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 	struct mm_struct *empty = NULL;
 	struct ssi_lazy_src *src;
 	struct ssi_sink sink = {};
+	struct left was;
 	u64 start = ktime_get_ns();
 	int err;
 
@@ -222,8 +251,12 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 		if (!err)
 			err = wait_ready(m, s);
 		s->stat.t2_us = us_since(start);
-		if (!err)
+		if (!err) {
+			leave(m, s, stop_ns, &was);
 			err = commit(m, s, stop_ns);
+			if (err)
+				stay(m, &was);
+		}
 		kvfree(sink.buf ? sink.buf - sizeof(u64) : NULL);
 	}
 	if (err) {
@@ -234,7 +267,6 @@ static int move_to_cell(struct move *m, struct ssi_save *s, u64 stop_ns)
 		return err;
 	}
 	ssi_fault_point(SSI_FAULT_LEFT);
-	moved(m, s, stop_ns);
 	ssi_save_release(s, true);
 	set_dumpable(empty, get_dumpable(current->mm));
 	ssi_drop_mm(ssi_switch_mm(empty));
@@ -482,7 +514,11 @@ static int ask(u32 cell, pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool
 	return reply.error;
 }
 
-static int migrate(pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool capable)
+/*
+ * Here, or where it is: a cell that does not have it asks its home, and the home asks where it went. With @may_ask_home false
+ * the home has asked already: a process that has just ended is then nowhere, and not asked for round and round.
+ */
+static int migrate(pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool capable, bool may_ask_home)
 {
 	struct task_struct *t;
 	struct ssi_task *st;
@@ -493,11 +529,12 @@ static int migrate(pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool capab
 	if (!t) {
 		u32 home = ssi_home_of_pid(pid);
 
-		return home == ssi_this_cell() ? -ESRCH : ask(home, pid, dest, flags, uid, euid, capable);
+		return home == ssi_this_cell() || !may_ask_home ? -ESRCH : ask(home, pid, dest, flags, uid, euid, capable);
 	}
 	err = may_move(t, uid, euid, capable);
 	st = err ? NULL : ssi_task_get(t, false);
 	if (st) {
+		ssi_task_arrived(st);
 		spin_lock(&st->lock);
 		if (st->role == SSI_DEPUTY)
 			where = st->where;
@@ -522,7 +559,7 @@ static ssize_t handle_ask(struct ssi_request *req)
 	if (req->len != sizeof(*a) || a->pid <= 0 || a->dest >= ssi_cells() || a->flags & ~SSI_MOVE_FLAGS)
 		return -EINVAL;
 	memset(reply, 0, sizeof(*reply));
-	reply->error = migrate(a->pid, a->dest, a->flags, a->uid, a->euid, a->capable);
+	reply->error = migrate(a->pid, a->dest, a->flags, a->uid, a->euid, a->capable, false);
 	st = ssi_task_get_pid(a->pid);
 	if (st) {
 		spin_lock(&st->lock);
@@ -548,7 +585,7 @@ SYSCALL_DEFINE2(migrate, int, pid, unsigned long, addr)
 	if (node != ssi_this_cell() && (!ssi_present() || node >= ssi_cells() || !ssi_cell_alive(node)))
 		return -EHOSTUNREACH;
 	err = migrate(pid, node, addr & SSI_MOVE_FLAGS, from_kuid(&init_user_ns, current_uid()),
-		      from_kuid(&init_user_ns, current_euid()), capable(CAP_SYS_PTRACE));
+		      from_kuid(&init_user_ns, current_euid()), capable(CAP_SYS_PTRACE), true);
 	return err == 1 ? task_pt_regs(current)->ax : err;
 }
 

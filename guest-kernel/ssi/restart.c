@@ -33,7 +33,11 @@ static int prepare_entry(struct ssi_restore *r, struct ssi_task **st)
 		return -ESRCH;
 	}
 	*st = ssi_task_get(current, true);
-	return *st ? 0 : -ENOMEM;
+	if (!*st)
+		return -ENOMEM;
+	if (!r->deputy)
+		WRITE_ONCE((*st)->role, SSI_ARRIVING);
+	return 0;
 }
 
 static void fill_entry(struct ssi_restore *r, struct ssi_task *st, u64 bytes)
@@ -43,7 +47,6 @@ static void fill_entry(struct ssi_restore *r, struct ssi_task *st, u64 bytes)
 
 	spin_lock(&st->lock);
 	st->home = r->hdr->home;
-	st->role = r->deputy ? SSI_NATIVE : SSI_RUNNER;
 	st->where = ssi_this_cell();
 	st->moves = r->hdr->moves + 1;
 	st->ppid = t->ppid;
@@ -60,6 +63,15 @@ static void fill_entry(struct ssi_restore *r, struct ssi_task *st, u64 bytes)
 	if (r->hdr->flags & SSI_IMAGE_EAGER)
 		st->stat.total_us = st->stat.stop_us;
 	spin_unlock(&st->lock);
+}
+
+/* Signals and requests that follow the process reach it from here on. */
+static void now_here(struct ssi_task *st, bool deputy)
+{
+	spin_lock(&st->lock);
+	st->role = deputy ? SSI_NATIVE : SSI_RUNNER;
+	spin_unlock(&st->lock);
+	wake_up_all(&st->wait);
 }
 
 int ssi_restart(struct ssi_source *src, bool deputy)
@@ -85,6 +97,8 @@ int ssi_restart(struct ssi_source *src, bool deputy)
 		if (st)
 			fill_entry(r, st, src->bytes);
 		ssi_restore_commit(r);
+		if (st)
+			now_here(st, deputy);
 		ssi_fault_point(SSI_FAULT_RUN);
 		/* To user mode through the signal code, which restarts the call in progress or interrupts it (MIG-5). */
 		set_thread_flag(TIF_SIGPENDING);

@@ -24,7 +24,7 @@ static DEFINE_SPINLOCK(tasks_lock);	/* inside tasklist_lock: with interrupts off
 static DEFINE_MUTEX(tasks_create);
 static atomic_t ntasks;
 
-static const char *const role_names[] = { "native", "deputy", "runner", "gone" };
+static const char *const role_names[] = { "native", "deputy", "runner", "gone", "arriving" };
 
 static int stat_show(struct seq_file *m, void *v)
 {
@@ -149,6 +149,11 @@ void ssi_task_put(struct ssi_task *st)
 {
 	if (refcount_dec_and_test(&st->ref))
 		kfree(st);
+}
+
+void ssi_task_arrived(struct ssi_task *st)
+{
+	wait_event(st->wait, READ_ONCE(st->role) != SSI_ARRIVING || READ_ONCE(st->forgotten));
 }
 
 void ssi_task_forget(struct ssi_task *st)

@@ -18,6 +18,7 @@ enum ssi_role {
 	SSI_DEPUTY,	/* born here and elsewhere */
 	SSI_RUNNER,	/* born elsewhere and here */
 	SSI_GONE,	/* born elsewhere and elsewhere again: what is left ends silently */
+	SSI_ARRIVING,	/* born elsewhere, and being built here */
 };
 
 /* What a process used, told to its home when it ends. */
@@ -60,6 +61,7 @@ struct ssi_task *ssi_task_get(struct task_struct *t, bool create);
 struct ssi_task *ssi_task_get_pid(pid_t pid);	/* among those that there are */
 void ssi_task_put(struct ssi_task *st);
 void ssi_task_forget(struct ssi_task *st);	/* the process ends */
+void ssi_task_arrived(struct ssi_task *st);	/* waits: its home knows already that it is here, and it is about to be */
 void ssi_task_each(void (*fn)(struct ssi_task *st, u32 arg), u32 arg);	/* those that there are now */
 
 u32 ssi_home_of_pid(pid_t pid);
