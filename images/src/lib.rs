@@ -4,6 +4,8 @@
 //! a temporary name in the same file system and renamed when it is whole: the rename is the commit, so what an
 //! interrupted build leaves is never taken for an artifact.
 
+/// What the boot benchmark boots, and the QEMU that it is measured against.
+pub mod boot;
 /// The cache: locks, temporary directories, the atomic commit, and the check of what is found.
 pub mod cache;
 /// Runs the programs that do the work, each with a log file and an error that quotes its end.

@@ -7,6 +7,8 @@
 /// Starting and stopping threads: the only place that does.
 pub mod worker;
 
+/// How long a boot takes, over QEMU's microvm.
+pub mod bootbench;
 /// Virtio devices and the transport under them.
 pub mod devices;
 

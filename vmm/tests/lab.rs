@@ -23,7 +23,15 @@ fn spec(run_dir: &Path, argv: &[&str]) -> LabSpec {
     let argv = argv.iter().map(|text| (*text).to_owned()).collect();
     let payload =
         Payload { work: Work::Run { argv }, secret: vec![9; 32], realtime_ns: 1_700_000_000_000_000_000 };
-    LabSpec { run_dir: run_dir.to_owned(), images, memory_mib: 1024, cpus: 2, forwards: vec![], payload }
+    LabSpec {
+        run_dir: run_dir.to_owned(),
+        images,
+        disks: vec![],
+        memory_mib: 1024,
+        cpus: 2,
+        forwards: vec![],
+        payload,
+    }
 }
 
 /// Runs a shell script in an emulated host and returns how it ended and what the console showed.

@@ -219,7 +219,12 @@ impl Bench {
     }
 
     fn options(within: Duration, cancel: &Stop) -> Options {
-        Options { program: std::env::current_exe().unwrap(), ready_within: within, cancel: cancel.clone() }
+        Options {
+            program: std::env::current_exe().unwrap(),
+            ready_within: within,
+            cancel: cancel.clone(),
+            nodes_avoid_cpu: None,
+        }
     }
 
     fn start(&self, within: Duration) -> (Result<Running, LaunchError>, Vec<Progress>) {

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use super::show::say;
-use super::{Outcome, bench_migrate};
+use super::{Outcome, bench_boot, bench_migrate};
 use crate::{dsm, io};
 
 /// What can be measured.
@@ -15,6 +15,8 @@ pub enum What {
     Net,
     /// Moves of the paper's two test programs between cells 0 and 1, lazy and eager
     Migrate,
+    /// Boots of one cell over boots of QEMU's microvm, with the same kernel and initramfs; needs no cluster
+    Boot,
 }
 
 /// `bench`.
@@ -26,6 +28,7 @@ pub fn run(what: What, rounds: Option<u32>, json: bool, cluster: Option<&str>) -
             dsm::bench::run(&args)?
         }
         What::Net => io::net::bench::run(&io::net::bench::BenchArgs::default())?,
+        What::Boot => bench_boot::run(rounds.unwrap_or(5), json)?,
         What::Migrate => bench_migrate::run(rounds.unwrap_or(10), json, cluster)?,
     };
     // A process that the benchmark started has nothing to say.

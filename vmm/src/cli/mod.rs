@@ -11,6 +11,8 @@ use crate::machine::devrun;
 
 /// Benchmarks that print ratios.
 mod bench;
+/// Boots, over QEMU's microvm.
+mod bench_boot;
 /// Moves of processes.
 mod bench_migrate;
 /// Serial consoles.

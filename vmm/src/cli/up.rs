@@ -78,7 +78,7 @@ fn clear(dir: &ClusterDir) -> Result<(), Fail> {
     Ok(())
 }
 
-fn choose_host(wanted: Host) -> Result<HostKind, Fail> {
+pub(super) fn choose_host(wanted: Host) -> Result<HostKind, Fail> {
     let cannot = |why: String| Fail::new(exit::MACHINE, why);
     match wanted {
         Host::Lab => Ok(HostKind::Lab),
@@ -208,7 +208,7 @@ fn boot_lab(args: &UpArgs, dir: &ClusterDir, built: &Built, cancel: &Stop, ui: U
     up
 }
 
-fn lab_failed(error: &LabError) -> Fail {
+pub(super) fn lab_failed(error: &LabError) -> Fail {
     let status = match error {
         LabError::NoQemu => exit::MACHINE,
         LabError::Port { .. } => exit::PORT_IN_USE,

@@ -56,6 +56,7 @@ impl LabCluster<'_> {
         let spec = LabSpec {
             run_dir: self.run_dir.clone(),
             images: self.images.clone(),
+            disks: Vec::new(),
             memory_mib,
             cpus: cpus(),
             forwards,
@@ -118,8 +119,8 @@ fn free_port() -> Result<u16, LabError> {
 }
 
 /// Processors of an emulated host: as many as the machine has for its cells, and one that no cell runs on
-/// (`lab/init/cluster.rs` says why); no more than its kernel takes.
-fn cpus() -> u32 {
+/// (`lab/init/mod.rs` says why); no more than its kernel takes.
+pub fn cpus() -> u32 {
     let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u32::try_from(machine).unwrap_or(8).clamp(1, 7) + 1
 }

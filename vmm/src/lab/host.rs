@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::payload::Payload;
-use super::qemu::{Forward, LabImages, Machine, PROGRAM};
+use super::qemu::{Disk, Forward, LabImages, Machine, PROGRAM};
 use super::tsc;
 use crate::worker::Stop;
 
@@ -88,6 +88,8 @@ pub struct LabSpec {
     pub run_dir: PathBuf,
     /// Images.
     pub images: LabImages,
+    /// More disks, for work that needs them.
+    pub disks: Vec<Disk>,
     /// Memory of the emulated host in MiB.
     pub memory_mib: u32,
     /// Its processors.
@@ -140,7 +142,8 @@ impl Lab {
     pub fn boot(spec: &LabSpec) -> Result<Self, LabError> {
         let Some(program) = ssi_images::command::which(PROGRAM) else { return Err(LabError::NoQemu) };
         let images = &spec.images;
-        for path in [&images.bzimage, &images.initramfs, &images.vmlinux, &images.root, &images.tools] {
+        let always = [&images.bzimage, &images.initramfs, &images.vmlinux, &images.root, &images.tools];
+        for path in always.into_iter().chain(spec.disks.iter().map(|disk| &disk.file)) {
             if !path.is_file() {
                 return Err(LabError::NoImage(path.clone()));
             }
@@ -157,6 +160,7 @@ impl Lab {
         write_private(&console, &[]).map_err(io_error(format!("cannot write {}", console.display())))?;
         let machine = Machine {
             images,
+            disks: &spec.disks,
             payload: &payload,
             console: &console,
             memory_mib: spec.memory_mib,
@@ -250,14 +254,28 @@ impl Lab {
         cancel: &Stop,
         mut said: impl FnMut(&str),
     ) -> Result<(), LabError> {
+        self.wait_until(line, limit, cancel, |text| {
+            said(text);
+            text == line
+        })
+    }
+
+    /// Waits until PID 1 says something (`line` tells a person what) for which `said` is true.
+    ///
+    /// # Errors
+    /// As [`Lab::wait_for`].
+    pub fn wait_until(
+        &mut self,
+        line: &str,
+        limit: Duration,
+        cancel: &Stop,
+        mut said: impl FnMut(&str) -> bool,
+    ) -> Result<(), LabError> {
         let begun = Instant::now();
         loop {
             let ended = self.poll_ended(cancel)?;
             let mut found = false;
-            self.read_console(|text| {
-                said(text);
-                found |= text == line;
-            })?;
+            self.read_console(|text| found |= said(text))?;
             if found {
                 return Ok(());
             }
@@ -395,7 +413,8 @@ fn start_ticks(pid: i32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("/proc/<pid>/stat is malformed"))
 }
 
-fn open_process(pid: i32) -> io::Result<OwnedFd> {
+/// A descriptor of a process, which is readable when it has ended.
+pub(crate) fn open_process(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if descriptor < 0 {

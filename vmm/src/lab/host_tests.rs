@@ -18,7 +18,15 @@ fn spec(dir: &Path, forwards: Vec<Forward>) -> LabSpec {
         root: file("root"),
         tools: file("tools"),
     };
-    LabSpec { run_dir: dir.to_owned(), images, memory_mib: 64, cpus: 1, forwards, payload: payload() }
+    LabSpec {
+        run_dir: dir.to_owned(),
+        images,
+        disks: vec![],
+        memory_mib: 64,
+        cpus: 1,
+        forwards,
+        payload: payload(),
+    }
 }
 
 #[test]

@@ -25,4 +25,4 @@ pub mod tsc;
 pub use cluster::{Booted, LabCluster};
 pub use host::{Lab, LabError, LabSpec};
 pub use payload::{Payload, Work};
-pub use qemu::{Forward, LabImages};
+pub use qemu::{Disk, Forward, LabImages};

@@ -2,6 +2,7 @@ use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bootbench::KernelFormat;
 use crate::launch::ClusterSpec;
 
 /// The block device's first bytes.
@@ -10,6 +11,9 @@ const MAGIC: [u8; 8] = *b"SSILAB01";
 const PAYLOAD_MAX: u64 = 1 << 20;
 /// Block devices come in sectors, in bytes.
 const SECTOR: usize = 512;
+
+/// What the work says of each boot of [`Work::Boot`] begins with this; the rest is the boot, as JSON.
+pub const BOOTED: &str = "booted ";
 
 /// Where things are inside the emulated host.
 pub mod place {
@@ -21,6 +25,10 @@ pub mod place {
     pub const ROOT: &str = "/dev/ssi-images/root";
     /// The tools image, a block device (erofs).
     pub const TOOLS: &str = "/dev/ssi-images/tools";
+    /// What the boot benchmark needs: initramfs and QEMU (erofs), a block device; there only for that work.
+    pub const BOOT: &str = "/dev/ssi-images/boot";
+    /// The compressed kernel, a block device; there only for the boot benchmark, if QEMU needs it.
+    pub const BZIMAGE: &str = "/dev/ssi-images/bzimage";
     /// The payload, a block device.
     pub const PAYLOAD: &str = "/dev/ssi-images/payload";
     /// The cluster's secret: a file, mode 0600, that PID 1 writes.
@@ -47,6 +55,13 @@ pub enum Work {
         spec: Box<ClusterSpec>,
         /// Cells' agents answer within this many seconds.
         ready_within_s: u64,
+    },
+    /// Boot cells and QEMU's microvm in turn, and say how long each boot took (`bench boot`).
+    Boot {
+        /// How often each, and once more to warm up.
+        rounds: u32,
+        /// How QEMU gets the kernel.
+        format: KernelFormat,
     },
     /// Run a program in a writable root over the images, its output on the console (tests, and a look around).
     Run {

@@ -29,6 +29,15 @@ pub struct LabImages {
     pub tools: PathBuf,
 }
 
+/// One more read-only disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The last part of its path in the emulated host; letters.
+    pub name: &'static str,
+    /// The file.
+    pub file: PathBuf,
+}
+
 /// A port of the machine that leads into the emulated host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forward {
@@ -43,6 +52,8 @@ pub struct Forward {
 pub struct Machine<'a> {
     /// Images.
     pub images: &'a LabImages,
+    /// More disks.
+    pub disks: &'a [Disk],
     /// File with the payload.
     pub payload: &'a Path,
     /// File that gets the console's output.
@@ -76,12 +87,14 @@ impl Machine<'_> {
         add("-chardev", option("file,id=console,path=", self.console, ""));
         add("-serial", "chardev:console".into());
         add("-device", "virtio-rng-device".into());
-        for (name, path) in [
+        let always = [
             ("kernel", self.images.vmlinux.as_path()),
             ("root", &self.images.root),
             ("tools", &self.images.tools),
             ("payload", self.payload),
-        ] {
+        ];
+        let more = self.disks.iter().map(|disk| (disk.name, disk.file.as_path()));
+        for (name, path) in always.into_iter().chain(more) {
             let rest = format!(",if=none,id={name},format=raw,readonly=on,file.locking=off");
             add("-drive", option("file=", path, &rest));
             add("-device", format!("virtio-blk-device,drive={name},serial=ssi-{name}").into());
@@ -145,10 +158,11 @@ mod tests {
         }
     }
 
-    fn text(forwards: &[Forward]) -> String {
+    fn text(forwards: &[Forward], disks: &[Disk]) -> String {
         let images = images();
         let machine = Machine {
             images: &images,
+            disks,
             payload: Path::new("/r/payload"),
             console: Path::new("/r/console.log"),
             memory_mib: 3000,
@@ -161,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_flags_without_which_a_boot_fails_now_and_then_are_there() {
-        let text = text(&[]);
+        let text = text(&[], &[]);
         for flag in [
             "-M microvm,acpi=off,x-option-roms=off,isa-serial=on",
             "-accel tcg,thread=multi",
@@ -175,15 +189,17 @@ mod tests {
 
     #[test]
     fn images_are_read_only_and_a_comma_in_a_path_stays_in_the_path() {
-        let text = text(&[]);
+        let text = text(&[], &[Disk { name: "boot", file: "/c/boot.erofs".into() }]);
+        assert!(text.contains("file=/c/boot.erofs,if=none,id=boot,format=raw,readonly=on"), "{text}");
+        assert!(text.contains("serial=ssi-boot"), "{text}");
         assert!(text.contains("file=/c/a,,b.erofs,if=none,id=root,format=raw,readonly=on"), "{text}");
-        assert_eq!(text.matches("readonly=on").count(), 4);
+        assert_eq!(text.matches("readonly=on").count(), 5);
     }
 
     #[test]
     fn a_published_port_listens_where_it_was_asked_to() {
         let host = "127.0.0.1:8080".parse().unwrap();
-        let text = text(&[Forward { host, guest: 80 }]);
+        let text = text(&[Forward { host, guest: 80 }], &[]);
         assert!(text.contains("hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80"), "{text}");
     }
 }

@@ -19,4 +19,5 @@ mod start;
 
 pub use process::ProcessRecord;
 pub use spec::{Address, ClusterSpec, FabricSpec, HostKind, Publish, RootSpec, SpecError};
+pub(crate) use start::processors_without;
 pub use start::{Ended, LaunchError, Options, Progress, Running, check_ports, start, tail};

@@ -235,7 +235,7 @@ fn prepare(spec: &ClusterSpec) -> Result<PathBuf, LaunchError> {
 }
 
 /// The processors of this process without `cpu`; `None` if none would be left, or it is not one of them.
-fn processors_without(cpu: usize) -> Option<CpuSet> {
+pub(crate) fn processors_without(cpu: usize) -> Option<CpuSet> {
     let mut set = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let others = (0..CpuSet::count()).any(|other| other != cpu && set.is_set(other) == Ok(true));
     if !others || set.is_set(cpu) != Ok(true) {

@@ -6,15 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::super::cluster::READY;
-use super::say;
+use super::{NO_CELL_ON, say};
 use crate::launch::{self, ClusterSpec, Options};
 use crate::worker::Stop;
-
-/// QEMU changes a flag word of its first processor from any other one, whenever that restores its FPU registers, with a plain
-/// read and write (`cpu_clear_ignne`, up to QEMU 10 at least). The same word says whether a guest runs there and whether
-/// its memory is translated: a cell on that processor is lost now and then (`docs/lab.md`). Without one the word does not
-/// change, and the race has no effect.
-const NO_CELL_ON: usize = 0;
 
 /// Starts the cluster, says when it is up, and returns when it has ended well.
 pub(super) fn run(spec: &ClusterSpec, ready_within: Duration) -> Result<()> {
