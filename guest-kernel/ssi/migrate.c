@@ -383,6 +383,7 @@ static struct move *new_move(struct task_struct *t, int *err)
 		return NULL;
 	m->st = ssi_task_get(t, true);
 	if (!m->st) {
+		*err = atomic_read(&t->signal->live) ? -ENOMEM : -ESRCH;
 		kfree(m);
 		return NULL;
 	}
@@ -443,7 +444,7 @@ static int refuse_stopped(struct task_struct *t)
 	struct ssi_task *st = ssi_task_get(t, true);
 
 	if (!st)
-		return -ENOMEM;
+		return atomic_read(&t->signal->live) ? -ENOMEM : -ESRCH;
 	set_why(st, "it is stopped: continue it first");
 	ssi_task_put(st);
 	return -EOPNOTSUPP;

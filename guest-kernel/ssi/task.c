@@ -112,6 +112,15 @@ static struct ssi_task *create_task(struct task_struct *t)
 	spin_lock_irq(&tasks_lock);
 	hash_add(tasks, &st->node, (unsigned long)st->sig);
 	spin_unlock_irq(&tasks_lock);
+	/*
+	 * A process that ended meanwhile may have looked for its entry already: it would stay, and be taken for that of the
+	 * next process whose signal_struct lies at the same address.
+	 */
+	if (!atomic_read(&t->signal->live)) {
+		ssi_task_forget(st);
+		ssi_task_put(st);
+		return NULL;
+	}
 	return st;
 }
 

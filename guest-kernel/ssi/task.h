@@ -56,7 +56,7 @@ struct ssi_task {
 	struct ssi_incoming_move *coming;	/* it comes home; with a reference */
 };
 
-/* The entry of the process of @t, with a reference; NULL if there is none and @create is not set, or no memory. */
+/* The entry of the process of @t, with a reference; NULL if there is none and @create is not set, or it has ended, or no memory. */
 struct ssi_task *ssi_task_get(struct task_struct *t, bool create);
 struct ssi_task *ssi_task_get_pid(pid_t pid);	/* among those that there are */
 void ssi_task_put(struct ssi_task *st);
