@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use ssi_tests::cluster::{Bench, Cluster};
-use ssi_tests::scenarios::{ALL, Need, PENDING, Scenario};
+use ssi_tests::scenarios::{ALL, Need, Scenario};
 
 /// Runs the end-to-end scenarios.
 #[derive(Debug, Parser)]
@@ -21,9 +21,6 @@ struct Arguments {
     /// List the scenarios and end.
     #[arg(long)]
     list: bool,
-    /// Those that are not expected to pass yet, instead of those that have to.
-    #[arg(long)]
-    pending: bool,
     /// Where the logs of the clusters go in which a scenario failed.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/scenario-logs")]
     logs: PathBuf,
@@ -64,12 +61,9 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let wanted =
         |s: &&Scenario| arguments.only.is_empty() || arguments.only.iter().any(|word| s.name.contains(word));
-    let table: Vec<&Scenario> =
-        if arguments.pending { PENDING.iter().map(|p| &p.scenario).collect() } else { ALL.iter().collect() };
-    let chosen: Vec<&Scenario> = table.into_iter().filter(wanted).collect();
+    let chosen: Vec<&Scenario> = ALL.iter().filter(wanted).collect();
     if arguments.list {
         chosen.iter().for_each(|scenario| println!("{}", scenario.name));
-        PENDING.iter().for_each(|p| println!("pending: {}: {}", p.scenario.name, p.why));
         return Ok(());
     }
     let bench = Bench::new(&arguments.binary, arguments.host)?;

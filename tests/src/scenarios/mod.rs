@@ -37,76 +37,38 @@ const fn own(name: &'static str, run: fn(&Bench) -> Result<()>) -> Scenario {
     Scenario { name, need: Need::Own(run) }
 }
 
-/// A scenario that is written and not yet passed on the machine that tests the project; `scenarios --pending` runs it.
-#[derive(Debug, Clone, Copy)]
-pub struct Pending {
-    /// The scenario.
-    pub scenario: Scenario,
-    /// What is known of why it does not pass.
-    pub why: &'static str,
-}
-
-const fn pending(scenario: Scenario, why: &'static str) -> Pending {
-    Pending { scenario, why }
-}
-
-/// The same for most: `docs/STATUS.md` has what is known.
-const CELL_DIES: &str = "passes alone; in a long run a cell can die silently (docs/STATUS.md)";
-
-/// Scenarios that are not in [`ALL`] yet.
-pub const PENDING: &[Pending] = &[
-    pending(shared("dsm_1_counters_in_each_others_slices_are_exact", cluster_life::selftest), CELL_DIES),
-    pending(shared("clock_monotonic_agrees_between_cells", cluster_life::clock), CELL_DIES),
-    pending(shared("root_what_one_cell_closes_another_reads", files::close_to_open), CELL_DIES),
-    pending(shared("root_is_the_same_for_all_cells", files::same_tree), CELL_DIES),
-    pending(shared("net_1_a_cell_reaches_outside_through_the_gateway", web::outgoing), CELL_DIES),
-    pending(shared("mig_2_the_parent_gets_the_status_from_the_other_cell", moving::wait_status), CELL_DIES),
-    pending(shared("mig_4_kill_by_pid_reaches_it_from_every_cell", moving::kill), CELL_DIES),
-    pending(shared("mig_4_ctrl_c_reaches_it", moving::ctrl_c), CELL_DIES),
-    pending(shared("mig_5_a_sleep_in_progress_goes_on", moving::sleep_goes_on), CELL_DIES),
-    pending(shared("mig_6_input_from_the_terminal_follows", moving::terminal_input), CELL_DIES),
-    pending(shared("mig_6_pipes_stay_connected", moving::pipes), CELL_DIES),
-    pending(
-        shared("mig_6_registers_survive_moves", |cluster| moving::resource(cluster, "res-regs", "400")),
-        CELL_DIES,
-    ),
-    pending(
-        shared("mig_6_memory_survives_moves", |cluster| moving::resource(cluster, "res-memory", "60")),
-        CELL_DIES,
-    ),
-    pending(
-        shared("mig_6_files_survive_moves", |cluster| moving::resource(cluster, "res-files", "40")),
-        CELL_DIES,
-    ),
-    pending(
-        shared("mig_6_signals_survive_moves", |cluster| moving::resource(cluster, "res-signals", "200")),
-        CELL_DIES,
-    ),
-    pending(
-        shared("mig_6_timers_survive_moves", |cluster| moving::resource(cluster, "res-timers", "200")),
-        CELL_DIES,
-    ),
-    pending(
-        shared("mig_6_credentials_survive_moves", |cluster| moving::resource(cluster, "res-creds", "200")),
-        CELL_DIES,
-    ),
-    pending(shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy), CELL_DIES),
-    pending(shared("mig_7_heap100_eagerly_there_and_back", moving::heap_eager), CELL_DIES),
-    pending(shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred), CELL_DIES),
-    pending(shared("bad_input_is_refused_with_a_reason", bad_input::refusals), CELL_DIES),
-    pending(shared("restart_refuses_foreign_images", bad_input::foreign_images), CELL_DIES),
-    pending(own("mig_fault_a_destination_that_dies_at_any_step", faults::destination_dies), CELL_DIES),
-    pending(own("mig_fault_a_source_that_dies_when_its_process_left", faults::source_dies), CELL_DIES),
-    pending(own("up_refuses_what_is_in_use", cluster_life::in_use), CELL_DIES),
-];
-
-/// Every scenario that has to pass, in the order in which they run.
+/// Every scenario, in the order in which they run.
 pub const ALL: &[Scenario] = &[
     shared("up_shows_two_nodes_and_what_runs_where", cluster_life::status),
     shared("exec_carries_output_input_and_status", cluster_life::exec),
     shared("net_3_apache_answers_byte_for_byte", web::apache),
     shared("mig_1_counter_moves_and_comes_back_on_its_terminal", moving::counter),
     shared("mig_1_migrate_from_outside_does_the_same", moving::outside),
+    shared("dsm_1_counters_in_each_others_slices_are_exact", cluster_life::selftest),
+    shared("clock_monotonic_agrees_between_cells", cluster_life::clock),
+    shared("root_what_one_cell_closes_another_reads", files::close_to_open),
+    shared("root_is_the_same_for_all_cells", files::same_tree),
+    shared("net_1_a_cell_reaches_outside_through_the_gateway", web::outgoing),
+    shared("mig_2_the_parent_gets_the_status_from_the_other_cell", moving::wait_status),
+    shared("mig_4_kill_by_pid_reaches_it_from_every_cell", moving::kill),
+    shared("mig_4_ctrl_c_reaches_it", moving::ctrl_c),
+    shared("mig_5_a_sleep_in_progress_goes_on", moving::sleep_goes_on),
+    shared("mig_6_input_from_the_terminal_follows", moving::terminal_input),
+    shared("mig_6_pipes_stay_connected", moving::pipes),
+    shared("mig_6_registers_survive_moves", |cluster| moving::resource(cluster, "res-regs", "400")),
+    shared("mig_6_memory_survives_moves", |cluster| moving::resource(cluster, "res-memory", "60")),
+    shared("mig_6_files_survive_moves", |cluster| moving::resource(cluster, "res-files", "40")),
+    shared("mig_6_signals_survive_moves", |cluster| moving::resource(cluster, "res-signals", "200")),
+    shared("mig_6_timers_survive_moves", |cluster| moving::resource(cluster, "res-timers", "200")),
+    shared("mig_6_credentials_survive_moves", |cluster| moving::resource(cluster, "res-creds", "200")),
+    shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
+    shared("mig_7_heap100_eagerly_there_and_back", moving::heap_eager),
+    shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred),
+    shared("bad_input_is_refused_with_a_reason", bad_input::refusals),
+    shared("restart_refuses_foreign_images", bad_input::foreign_images),
     own("down_leaves_nothing_and_twice_is_told", cluster_life::down_twice),
     own("up_interrupted_leaves_nothing", cluster_life::interrupted),
+    own("mig_fault_a_destination_that_dies_at_any_step", faults::destination_dies),
+    own("mig_fault_a_source_that_dies_when_its_process_left", faults::source_dies),
+    own("up_refuses_what_is_in_use", cluster_life::in_use),
 ];
