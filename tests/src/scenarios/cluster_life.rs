@@ -1,6 +1,6 @@
 //! Boot, status, exec, clocks, the DSM self-test, and the end.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
 
@@ -56,6 +56,17 @@ pub fn selftest(cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Cells with more than one vCPU: coherence, calls between cells, and moves.
+pub fn two_vcpus(bench: &Bench) -> Result<()> {
+    let cluster = bench.up("smp", &["--nodes", "2", "--vcpus", "2"])?;
+    ensure!(cluster.exec(1, &["nproc"])?.trim() == "2", "a cell does not have two processors");
+    selftest(&cluster)?;
+    cluster.exec(1, &["sh", "-c", "echo rpc > /proc/ssi/selftest"])?;
+    let report = cluster.exec(1, &["cat", "/proc/ssi/selftest"])?;
+    ensure!(report.contains("PASS") && !report.contains("FAIL"), "{report}");
+    super::moving::resource(&cluster, "res-regs", "100")
+}
+
 pub fn clock(cluster: &Cluster<'_>) -> Result<()> {
     let uptime = |cell| -> Result<f64> {
         let text = cluster.exec(cell, &["cat", "/proc/uptime"])?;
@@ -94,25 +105,40 @@ pub fn in_use(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
+/// Ctrl-C at the first sign of life, and when the nodes run.
 pub fn interrupted(bench: &Bench) -> Result<()> {
-    let port = free_port()?;
-    let publish = format!("{port}:80");
-    let mut up = bench
-        .command(60, &["up", "--name", "cut", "--nodes", "2", "--publish", &publish])
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    // The first sign of life on standard error: it has begun.
-    let mut first = [0];
-    std::io::Read::read_exact(up.stderr.as_mut().context("stderr")?, &mut first)?;
-    // `timeout` passes SIGINT on to the command.
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(up.id())?),
-        nix::sys::signal::Signal::SIGINT,
-    )?;
-    let output = up.wait_with_output()?;
-    ensure!(!output.status.success(), "up went on after Ctrl-C: {output:?}");
-    ensure!(bench.run(&["-C", "cut", "status"])?.status.code() == Some(3), "Ctrl-C left a cluster");
-    ensure!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(), "Ctrl-C left the port taken");
+    for sign in ["", "node-1 started"] {
+        let port = free_port()?;
+        let publish = format!("{port}:80");
+        let mut up = bench
+            .command(120, &["up", "--name", "cut", "--nodes", "2", "--publish", &publish])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut said = BufReader::new(up.stderr.take().context("stderr")?);
+        let mut line = String::new();
+        loop {
+            line.clear();
+            ensure!(said.read_line(&mut line)? > 0, "up ended before it said {sign:?}");
+            if line.contains(sign) {
+                break;
+            }
+        }
+        // `timeout` passes SIGINT on to the command.
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(up.id())?),
+            nix::sys::signal::Signal::SIGINT,
+        )?;
+        let mut rest = String::new();
+        said.read_to_string(&mut rest)?;
+        ensure!(!up.wait()?.success(), "up went on after Ctrl-C at {sign:?}: {rest}");
+        // What builds is ended by the signal itself; what runs is taken down, and said so.
+        ensure!(
+            sign.is_empty() || rest.contains("interrupted"),
+            "up does not say that it was interrupted: {rest}"
+        );
+        ensure!(bench.run(&["-C", "cut", "status"])?.status.code() == Some(3), "Ctrl-C left a cluster");
+        ensure!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(), "Ctrl-C left the port taken");
+    }
     Ok(())
 }

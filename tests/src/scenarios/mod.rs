@@ -70,5 +70,6 @@ pub const ALL: &[Scenario] = &[
     own("up_interrupted_leaves_nothing", cluster_life::interrupted),
     own("mig_fault_a_destination_that_dies_at_any_step", faults::destination_dies),
     own("mig_fault_a_source_that_dies_when_its_process_left", faults::source_dies),
+    own("cells_with_two_vcpus_are_coherent_and_move", cluster_life::two_vcpus),
     own("up_refuses_what_is_in_use", cluster_life::in_use),
 ];
