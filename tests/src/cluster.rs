@@ -10,11 +10,11 @@ use ssi_proto::request::{Process, Status};
 use tempfile::TempDir;
 
 /// Seconds after which a command is ended and the scenario fails: a bound on a hang, not on speed.
-const COMMAND_LIMIT_S: u32 = 120;
+const COMMAND_LIMIT_S: u32 = 300;
 /// The same for a program at a terminal, which lives as long as its scenario.
 const TERMINAL_LIMIT_S: u32 = 900;
 /// The same for `up`, which may have to build.
-const UP_LIMIT_S: u32 = 300;
+const UP_LIMIT_S: u32 = 600;
 
 /// Where the program under test is, and where its clusters keep their state.
 #[derive(Debug)]
