@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::vmms::MEMORY_MIB;
 use super::{Boot, KernelFormat, Vmm};
+use crate::launch::HostKind;
 
 /// Times of some boots, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -53,7 +54,7 @@ struct Ratio {
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    host: &'static str,
+    host: HostKind,
     memory_mib: u32,
     vcpus: u32,
     vmms: Vec<Row>,
@@ -61,9 +62,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Of boots on `host` (`kvm` or `lab`), where QEMU got the kernel as `format`. `None` if one of the two has no boot that
+    /// Of boots on `host`, where QEMU got the kernel as `format`. `None` if one of the two has no boot that
     /// counts.
-    pub fn of(boots: &[Boot], host: &'static str, format: KernelFormat) -> Option<Self> {
+    pub fn of(boots: &[Boot], host: HostKind, format: KernelFormat) -> Option<Self> {
         let row = |vmm: Vmm| {
             let counted = boots.iter().filter(|boot| boot.vmm == vmm && boot.round > 0);
             let (up, end): (Vec<u64>, Vec<u64>) = counted.map(|boot| (boot.up_us, boot.end_us)).unzip();
@@ -78,7 +79,7 @@ impl Report {
 
     /// A table.
     pub fn text(&self) -> String {
-        let place = if self.host == "lab" { "in an emulated host" } else { "on this machine's KVM" };
+        let place = if self.host == HostKind::Lab { "in an emulated host" } else { "on this machine's KVM" };
         let mut out = format!(
             "boot of one cell over QEMU's microvm, {place}: same kernel, same initramfs, 1 vCPU, {} MiB\n\n",
             self.memory_mib
@@ -138,32 +139,32 @@ mod tests {
 
     #[test]
     fn the_round_that_warms_up_does_not_count() {
-        let report = Report::of(&boots(), "kvm", KernelFormat::Pvh).unwrap();
+        let report = Report::of(&boots(), HostKind::Kvm, KernelFormat::Pvh).unwrap();
         assert_eq!(report.vmms[0].up_ms, Spread { min: 100.0, median: 100.0, max: 100.0 });
         assert_eq!(report.vmms.iter().map(|row| row.rounds).collect::<Vec<_>>(), [1, 1]);
-        assert_eq!(Report::of(&boots()[..2], "kvm", KernelFormat::Pvh), None);
+        assert_eq!(Report::of(&boots()[..2], HostKind::Kvm, KernelFormat::Pvh), None);
     }
 
     #[test]
     fn the_yardstick_is_below_the_line_of_the_ratio() {
-        let report = Report::of(&boots(), "kvm", KernelFormat::Pvh).unwrap();
+        let report = Report::of(&boots(), HostKind::Kvm, KernelFormat::Pvh).unwrap();
         assert_eq!(report.ratio_of_medians, Ratio { up: 0.5, end: 0.75 });
         assert!(report.text().contains("up 0.50, end 0.75"), "{}", report.text());
     }
 
     #[test]
     fn the_table_says_which_kernel_each_loads_and_where_they_ran() {
-        let lab = Report::of(&boots(), "lab", KernelFormat::BzImage).unwrap().text();
+        let lab = Report::of(&boots(), HostKind::Lab, KernelFormat::BzImage).unwrap().text();
         for part in ["emulated host", "ELF, 64-bit entry", "bzImage (no PVH entry)"] {
             assert!(lab.contains(part), "{part} is not in\n{lab}");
         }
-        let kvm = Report::of(&boots(), "kvm", KernelFormat::Pvh).unwrap().text();
+        let kvm = Report::of(&boots(), HostKind::Kvm, KernelFormat::Pvh).unwrap().text();
         assert!(kvm.contains("this machine's KVM") && kvm.contains("ELF, PVH entry"), "{kvm}");
     }
 
     #[test]
     fn the_json_has_units_in_its_names() {
-        let report = Report::of(&boots(), "lab", KernelFormat::Pvh).unwrap();
+        let report = Report::of(&boots(), HostKind::Lab, KernelFormat::Pvh).unwrap();
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["vmms"][1]["vmm"], "qemu");
         assert_eq!(json["vmms"][1]["up_ms"]["median"], 200.0);

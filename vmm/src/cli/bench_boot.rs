@@ -63,18 +63,11 @@ pub fn run(rounds: u32, json: bool) -> Result<String, Fail> {
         return Err(Fail::new(exit::INTERRUPTED, "interrupted; nothing is left running"));
     }
     measured?;
-    let report = Report::of(&bench.boots, host_name(host), bench.format).context("no boot was measured")?;
+    let report = Report::of(&bench.boots, host, bench.format).context("no boot was measured")?;
     if json {
         return Ok(serde_json::to_string_pretty(&report)?);
     }
     Ok(report.text())
-}
-
-fn host_name(host: HostKind) -> &'static str {
-    match host {
-        HostKind::Kvm => "kvm",
-        HostKind::Lab => "lab",
-    }
 }
 
 /// A measurement under way.
