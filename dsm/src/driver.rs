@@ -3,7 +3,7 @@
 //! A [`Driver`] serves one slice, its own or a window. It is called with one event at a time (its owner locks it) and
 //! hands what it has to say to an [`Outbox`], in order. Calls for different slices never wait for each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::protocol::{Action, Config, Input, Message, Node, Refusal};
 use crate::types::{Access, NodeId, PageNo};
@@ -99,6 +99,8 @@ pub struct Driver<M> {
     first: PageNo,
     memory: M,
     counters: Counters,
+    /// Pages of the slice that accesses of the cell wait for.
+    awaited: BTreeSet<usize>,
 }
 
 impl<M: Memory> Driver<M> {
@@ -110,7 +112,14 @@ impl<M: Memory> Driver<M> {
         let pages = config.slices.size / PAGE_BYTES as u64;
         assert_eq!(memory.pages() as u64, pages, "the memory of a slice has the size of a slice");
         let first = config.slices.first_page(slice);
-        Self { node: Node::new(config), slice, first, memory, counters: Counters::default() }
+        Self {
+            node: Node::new(config),
+            slice,
+            first,
+            memory,
+            counters: Counters::default(),
+            awaited: BTreeSet::new(),
+        }
     }
 
     /// The slice's memory.
@@ -126,6 +135,11 @@ impl<M: Memory> Driver<M> {
     /// Pages that are not plainly at their home.
     pub fn tracked_pages(&self) -> usize {
         self.node.tracked_pages()
+    }
+
+    /// Pages that an access of the cell waits for: something is under way to them.
+    pub fn awaited_pages(&self) -> usize {
+        self.awaited.len()
     }
 
     /// When [`Driver::tick`] is due, in microseconds of the caller's clock.
@@ -149,6 +163,7 @@ impl<M: Memory> Driver<M> {
             Access::Write => self.counters.write_faults_count += 1,
         }
         let page = PageNo(self.first.0 + index as u64);
+        self.awaited.insert(index);
         self.step(Input::Fault { page, access }, None, now_us, out)
     }
 
@@ -275,18 +290,25 @@ impl<M: Memory> Driver<M> {
                 out.send(to, frame);
             }
             Action::Protect(page) => self.memory.protect(place(page))?,
-            Action::Unprotect(page) => self.memory.unprotect(place(page))?,
+            Action::Unprotect(page) => {
+                self.awaited.remove(&place(page));
+                self.memory.unprotect(place(page))?;
+            }
             Action::Zap(page) => self.memory.zap(place(page))?,
             Action::Store(page) => {
                 if let Some(bytes) = bytes {
                     self.memory.store(place(page), bytes)?;
                 }
             }
-            Action::Install { page, access } => self.memory.install(place(page), access)?,
+            Action::Install { page, access } => {
+                self.awaited.remove(&place(page));
+                self.memory.install(place(page), access)?;
+            }
             Action::Discard(page) => self.memory.discard(place(page))?,
             Action::Poison(page) => {
                 log::error!("{page} is lost: the only copy died with its node");
                 self.counters.lost_pages_count += 1;
+                self.awaited.remove(&place(page));
                 self.memory.poison(place(page))?;
             }
             Action::Fetched { page, token, lost } => {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::uffd::{FaultKind, Uffd, Watch};
 use super::{Error, PAGE_SIZE, RUN_SIZE};
@@ -214,6 +214,19 @@ impl SliceMemory {
     /// Is the run of this page watched? Always so in a window.
     pub fn is_watched(&self, index: usize) -> bool {
         self.watched.get(index * PAGE_SIZE / RUN_SIZE).is_none_or(|w| w.load(Ordering::Acquire))
+    }
+
+    /// Gives the page memory, if it has none, ahead of [`SliceMemory::store`].
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn populate(&self, index: usize) -> Result<(), Error> {
+        self.check(index)?;
+        // SAFETY: the alias maps all pages of the slice; the first bytes of a page are aligned for any integer.
+        let word = unsafe { &*self.alias.at(index * PAGE_SIZE).cast::<AtomicU64>() };
+        // A write, so that the alias maps the page writable; and none that could undo another one.
+        word.fetch_or(0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Has the guest mapping the page, so that a read does not fault?

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::dsm::BUSY_POLL_US;
 use crate::launch::Publish;
 use crate::machine::devrun;
 
@@ -210,6 +211,9 @@ pub struct UpArgs {
     /// Where the nodes run
     #[arg(long, value_enum, default_value_t = Host::Auto)]
     host: Host,
+    /// Longest time that a node polls for a page before it sleeps, in microseconds; 0 to sleep at once
+    #[arg(long, default_value_t = BUSY_POLL_US, value_name = "US")]
+    dsm_poll_us: u64,
     /// Give up if the cells are not up after this many seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     timeout: u64,

@@ -13,7 +13,7 @@ use crate::fabric::Secret;
 use crate::lab::cluster::now_ns;
 use crate::lab::{Booted, LabCluster, LabError, LabImages};
 use crate::launch::{
-    self, Address, ClusterSpec, FabricSpec, HostKind, LaunchError, Options, ProcessRecord, RootSpec,
+    self, Address, ClusterSpec, DsmSpec, FabricSpec, HostKind, LaunchError, Options, ProcessRecord, RootSpec,
 };
 use crate::runtime::leash::on_signals;
 use crate::worker::Stop;
@@ -140,6 +140,7 @@ fn draft(args: &UpArgs, name: &str, host: HostKind, state: &Path) -> ClusterSpec
         control: Address::Unix(state.join("control.sock")),
         state: state.to_owned(),
         fabric: FabricSpec::Unix,
+        dsm: DsmSpec { busy_poll_us: args.dsm_poll_us },
     }
 }
 

@@ -2,25 +2,26 @@
 //! run. It prints what it measures and judges nothing.
 //!
 //! Three processes, joined over loopback TCP by the fabric's own connections: node 1 is the process that measures, node 0 is
-//! the home of the pages, node 2 an owner to steal from. Raw round trips and faults alternate, so that what else the
-//! machine does meets both.
+//! the home of the pages, node 2 an owner to steal from. Each process has its processors to itself, as a node of a cluster has; two
+//! that share one are woken by a switch of threads, which no message between machines is. Raw round trips and faults alternate, so
+//! that what else the machine does meets both.
 
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use ssi_dsm::memory::{PAGE_SIZE, SliceMemory};
 use ssi_dsm::protocol::{Config, SliceMap};
 use ssi_dsm::{Access, NodeId};
 
-use super::{Dsm, Link};
-use crate::fabric::link;
-use crate::fabric::{Class, Kind, Peer};
+use super::{Dsm, StreamLinks, Tuning};
 use crate::machine::Mapping;
 use crate::worker::{Exit, Worker};
 
@@ -79,44 +80,22 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<String> {
 /// The DSM of one process and its connections.
 struct Node {
     dsm: Arc<Dsm>,
-    links: Arc<Links>,
+    links: Arc<StreamLinks>,
     exit: Exit,
-}
-
-#[derive(Debug, Default)]
-struct Links([OnceLock<link::Link>; NODES as usize]);
-
-impl Link for Links {
-    fn send(&self, to: NodeId, frame: &[u8]) {
-        let link = self.0.get(usize::from(to.0)).and_then(OnceLock::get);
-        if link.is_none_or(|link| link.send(Kind::Dsm, 0, &[frame]).is_err()) {
-            log::error!("{to} is gone");
-        }
-    }
 }
 
 impl Node {
     fn new(me: NodeId) -> anyhow::Result<Self> {
+        place(me)?;
         let slices = SliceMap { base: 4 << 30, stride: 1 << 30, size: SLICE_BYTES, nodes: NODES };
         let dsm = Dsm::new(Config { me, slices, hold_us: 0 })?;
-        let (links, exit) = (Arc::new(Links::default()), Exit::new()?);
-        dsm.start(links.clone(), &exit)?;
+        let (links, exit) = (Arc::new(StreamLinks::new(NODES)), Exit::new()?);
+        dsm.start(links.clone(), &exit, Tuning::default())?;
         Ok(Self { dsm, links, exit })
     }
 
     fn join(&self, to: NodeId, stream: TcpStream) -> anyhow::Result<()> {
-        let peer = Peer::Node(to.0.into());
-        let link = link::Link::start(
-            peer,
-            Class::Page,
-            Arc::new(stream),
-            self.dsm.clone(),
-            Arc::new(|| {}),
-            &self.exit,
-            |_| {},
-        )?;
-        let slot = self.links.0.get(usize::from(to.0)).context("a node of the benchmark")?;
-        slot.set(link).map_err(|_| anyhow::anyhow!("{to} is connected twice"))
+        Ok(self.links.join(to, Arc::new(stream), &self.dsm, &self.exit)?)
     }
 
     /// A page of the home's slice, in this process.
@@ -138,6 +117,25 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Gives this process its share of the processors: nodes of a cluster share none. With fewer processors than nodes the home and
+/// the node that measures are apart, and the owner shares the home's.
+fn place(me: NodeId) -> anyhow::Result<()> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("asking for the processors")?;
+    let processors: Vec<usize> =
+        (0..CpuSet::count()).filter(|n| allowed.is_set(*n).unwrap_or_default()).collect();
+    let mut share = CpuSet::new();
+    for n in share_of(usize::from(me.0), &processors) {
+        share.set(n)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &share).context("choosing processors")
+}
+
+fn share_of(node: usize, processors: &[usize]) -> Vec<usize> {
+    let shares = processors.len().min(usize::from(NODES));
+    let mine = |(n, _): &(usize, &usize)| n * shares / processors.len() == node % shares;
+    processors.iter().enumerate().filter(mine).map(|(_, processor)| *processor).collect()
 }
 
 fn connect(port: u16, kind: u8, from: NodeId) -> anyhow::Result<TcpStream> {
@@ -443,4 +441,17 @@ fn json(rows: &[Row]) -> String {
         })
     };
     format!("{:#}\n", serde_json::Value::Array(rows.iter().map(row).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_of_the_benchmark_share_no_processor_while_there_are_enough() {
+        let all = |processors: &[usize]| [0, 1, 2].map(|node| share_of(node, processors));
+        assert_eq!(all(&[0, 1, 2, 5]), [vec![0, 1], vec![2], vec![5]]);
+        assert_eq!(all(&[3, 4]), [vec![3], vec![4], vec![3]]);
+        assert_eq!(all(&[7]), [vec![7], vec![7], vec![7]]);
+    }
 }

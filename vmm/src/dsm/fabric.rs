@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use ssi_dsm::NodeId;
 
 use super::{Dsm, Link};
-use crate::fabric::{Class, Fabric, Handler, Header, Kind, Peer, Violation};
+use crate::fabric::{Class, Fabric, Handler, Header, Kind, Peer, Reader, Violation};
 
 /// Sends frames as `Dsm` messages of the `page` class.
 #[derive(Debug)]
@@ -37,5 +37,9 @@ impl Handler for Dsm {
             }
             (_, kind) => Err(Violation(format!("a {kind:?} message from {from} among those of the DSM"))),
         }
+    }
+
+    fn adopt(&self, reader: Reader) -> Option<Reader> {
+        self.adopt_reader(reader)
     }
 }

@@ -1,12 +1,15 @@
 //! The way to other nodes.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::io;
+use std::sync::{Arc, OnceLock, Weak};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ssi_dsm::NodeId;
 
 use super::Dsm;
+use crate::fabric::stream::SharedStream;
+use crate::fabric::{Class, Kind, Peer, link};
 use crate::worker::{Exit, Stop, Worker};
 
 /// Carries DSM frames to other nodes.
@@ -16,6 +19,49 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// never waits for the peer: what does not fit the socket is queued (the protocol bounds how much that is). A node
     /// that is dead is no error: its death is reported by itself.
     fn send(&self, to: NodeId, frame: &[u8]);
+}
+
+/// Connections of the fabric's kind, one to each other node, without a fabric.
+#[derive(Debug)]
+pub struct StreamLinks(Vec<OnceLock<link::Link>>);
+
+impl StreamLinks {
+    /// To at most `nodes` nodes; none is joined yet.
+    pub fn new(nodes: u16) -> Self {
+        Self((0..nodes).map(|_| OnceLock::new()).collect())
+    }
+
+    /// Joins `dsm`, which runs, to node `to` over `stream`. When the connection ends, the node is dead.
+    ///
+    /// # Errors
+    /// There is no such node, it is joined already, or no thread can be had.
+    pub fn join(&self, to: NodeId, stream: SharedStream, dsm: &Arc<Dsm>, exit: &Exit) -> io::Result<()> {
+        let slot = self.0.get(usize::from(to.0)).ok_or(io::ErrorKind::NotFound)?;
+        let (peer, mourner) = (Peer::Node(to.0.into()), Arc::downgrade(dsm));
+        let ended = move |_| {
+            if let Some(dsm) = mourner.upgrade() {
+                dsm.node_died(to);
+            }
+        };
+        let link = link::Link::start(peer, Class::Page, stream, dsm.clone(), Arc::new(|| {}), exit, ended)?;
+        slot.set(link).map_err(|_| io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Ends the connection to `to`.
+    pub fn part(&self, to: NodeId) {
+        if let Some(link) = self.0.get(usize::from(to.0)).and_then(OnceLock::get) {
+            link.close();
+        }
+    }
+}
+
+impl Link for StreamLinks {
+    fn send(&self, to: NodeId, frame: &[u8]) {
+        let link = self.0.get(usize::from(to.0)).and_then(OnceLock::get);
+        if link.is_none_or(|link| link.send(Kind::Dsm, 0, &[frame]).is_err()) {
+            log::debug!("no DSM message to {to}: it is not there");
+        }
+    }
 }
 
 type Frame = (NodeId, Vec<u8>);

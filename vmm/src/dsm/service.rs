@@ -7,15 +7,18 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use event_manager::{EventOps, EventSet};
+use event_manager::{EventOps, EventSet, Events};
 use ssi_dsm::driver::{Counters, Driver, Outbox};
 use ssi_dsm::memory::{self, PAGE_SIZE, RUN_SIZE, SliceKind, SliceMemory};
 use ssi_dsm::protocol::{Config, SliceMap};
 use ssi_dsm::{NodeId, PageNo, wire};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::Link;
-use crate::devices::event_loop::{self, Handler};
+use super::polling::{BUSY_POLL_US, BusyPoll, Next};
+use crate::devices::event_loop::{self, Handler, drain, watch};
+use crate::fabric::{Peer, Reader, Wait};
 use crate::machine::{RamKind, RamRegion};
 use crate::worker::{Exit, Worker};
 
@@ -23,6 +26,12 @@ use crate::worker::{Exit, Worker};
 const FAULT_BATCH: usize = 16;
 const FAULTS: u32 = 0;
 const TIMER: u32 = 1;
+const READER: u32 = 2;
+const MESSAGES: u32 = 3;
+/// A thread that polls looks for faults every so many times that it looks for messages.
+const FAULT_TURNS: u32 = 4;
+/// A thread that polls looks at its other sources at least so often, in microseconds.
+const POLL_STRETCH_US: u64 = 5000;
 
 /// Why the DSM of a node could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +65,25 @@ pub struct PageLost;
 type Bytes = Box<[u8; PAGE_SIZE]>;
 type FetchDone = Box<dyn FnOnce(Result<Bytes, PageLost>) + Send>;
 
+/// How a node's threads serve its slices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// The longest time that a thread polls for a message before it sleeps, in microseconds; 0: it sleeps at once.
+    pub busy_poll_us: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { busy_poll_us: BUSY_POLL_US }
+    }
+}
+
+/// Where a connection waits for the thread that will read it.
+struct Adoption {
+    reader: Mutex<Option<Reader>>,
+    event: EventFd,
+}
+
 /// What one lock guards.
 struct Slice {
     driver: Driver<Arc<SliceMemory>>,
@@ -73,6 +101,8 @@ pub struct Dsm {
     config: Config,
     memories: Vec<Arc<SliceMemory>>,
     slices: Vec<Mutex<Slice>>,
+    /// By peer.
+    adoptions: Vec<Adoption>,
     start: Instant,
     running: OnceLock<Running>,
 }
@@ -131,7 +161,7 @@ impl Dsm {
             return bad("the last slice ends beyond the last address");
         }
         let Ok(bytes) = usize::try_from(size) else { return bad("a slice is larger than an address space") };
-        let (mut memories, mut slices) = (vec![], vec![]);
+        let (mut memories, mut slices, mut adoptions) = (vec![], vec![], vec![]);
         for slice in 0..nodes {
             let kind = if config.me.0 == slice { SliceKind::Own } else { SliceKind::Window };
             let memory = SliceMemory::new(bytes, kind)
@@ -139,6 +169,9 @@ impl Dsm {
                 .map_err(|source| DsmError::Memory { slice, source })?;
             let timer = TimerFd::new()
                 .map_err(|e| DsmError::Os { what: "making a timer for the DSM", source: e.into() })?;
+            let event = EventFd::new(EFD_NONBLOCK)
+                .map_err(|source| DsmError::Os { what: "making an event for the DSM", source })?;
+            adoptions.push(Adoption { reader: Mutex::default(), event });
             memories.push(memory.clone());
             slices.push(Mutex::new(Slice {
                 driver: Driver::new(config, NodeId(slice), memory),
@@ -149,7 +182,14 @@ impl Dsm {
                 broken: false,
             }));
         }
-        Ok(Arc::new(Self { config, memories, slices, start: Instant::now(), running: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            config,
+            memories,
+            slices,
+            adoptions,
+            start: Instant::now(),
+            running: OnceLock::new(),
+        }))
     }
 
     /// What it was made with.
@@ -181,7 +221,7 @@ impl Dsm {
     ///
     /// # Errors
     /// [`DsmError::Os`] if no thread can be had, or it is running already.
-    pub fn start(self: &Arc<Self>, link: Arc<dyn Link>, exit: &Exit) -> Result<(), DsmError> {
+    pub fn start(self: &Arc<Self>, link: Arc<dyn Link>, exit: &Exit, tuning: Tuning) -> Result<(), DsmError> {
         let os = |source| DsmError::Os { what: "starting the DSM", source };
         let running = Running { link, exit: exit.clone(), _workers: Mutex::default() };
         self.running.set(running).map_err(|_| os(std::io::ErrorKind::AlreadyExists.into()))?;
@@ -189,7 +229,15 @@ impl Dsm {
         for slice in 0..self.slices.len() {
             let timer_fd = self.lock(slice).timer.as_raw_fd();
             let memory = self.memories[slice].clone();
-            let thread = SliceThread { dsm: Arc::downgrade(self), slice, memory, timer_fd };
+            let thread = SliceThread {
+                dsm: Arc::downgrade(self),
+                slice,
+                memory,
+                timer_fd,
+                adoption_fd: self.adoptions[slice].event.as_raw_fd(),
+                reader: None,
+                poll: BusyPoll::new(tuning.busy_poll_us),
+            };
             let worker =
                 Worker::spawn(&format!("dsm-{slice}"), exit, move |stop| event_loop::run(stop, thread));
             workers.push(worker.map_err(os)?);
@@ -206,6 +254,22 @@ impl Dsm {
         let page = wire::Packet::new_checked(frame).map(|packet| PageNo(packet.page_number()));
         let slice = page.ok().and_then(|page| self.config.slices.home(page)).unwrap_or(self.config.me);
         self.with(usize::from(slice.0), |driver, now, out| driver.message(from, frame, now, out));
+    }
+
+    /// Takes the reading half of the connection to another node for the thread of that node's slice: a fault and its answer
+    /// then need one thread, not two.
+    pub(super) fn adopt_reader(&self, reader: Reader) -> Option<Reader> {
+        let Peer::Node(node) = reader.peer() else { return Some(reader) };
+        let Some(adoption) = self.adoptions.get(node as usize) else { return Some(reader) };
+        if self.running.get().is_none() {
+            return Some(reader);
+        }
+        *adoption.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
+        if let Err(error) = adoption.event.write(1) {
+            log::error!("the DSM's thread cannot be told of a connection: {error}");
+            return adoption.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        None
     }
 
     /// A node will say nothing more. Idempotent; never blocks.
@@ -268,6 +332,10 @@ impl Dsm {
         (0..self.slices.len()).map(|slice| self.lock(slice).driver.tracked_pages()).collect()
     }
 
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
     fn lock(&self, slice: usize) -> MutexGuard<'_, Slice> {
         self.slices[slice].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -285,7 +353,7 @@ impl Dsm {
             state.fetches.clear();
             return;
         }
-        let now = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let now = self.now_us();
         let link = running.map(|running| running.link.as_ref());
         let mut out = Out { link, fetches: &mut state.fetches, done: vec![] };
         let result = event(&mut state.driver, now, &mut out);
@@ -322,30 +390,128 @@ impl Slice {
     }
 }
 
-/// Body of a slice's thread.
+/// Body of a slice's thread. For another node's slice it reads the connection to that node as well: the answer to a fault comes to
+/// the thread that asked.
 struct SliceThread {
     dsm: std::sync::Weak<Dsm>,
     slice: usize,
     memory: Arc<SliceMemory>,
     timer_fd: i32,
+    adoption_fd: i32,
+    reader: Option<Reader>,
+    poll: BusyPoll,
+}
+
+impl SliceThread {
+    fn faults(&self, dsm: &Dsm) -> anyhow::Result<()> {
+        for fault in self.memory.faults(FAULT_BATCH)? {
+            dsm.with(self.slice, |driver, now, out| driver.fault(fault.index, fault.access, now, out));
+            // The answer's bytes will need memory: had while they are on their way.
+            self.memory.populate(fault.index)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what is there. Was the peer served? `None` when the connection is over.
+    fn messages(&mut self, dsm: &Dsm) -> Option<Heard> {
+        let reader = self.reader.as_mut()?;
+        let before = reader.sent_count();
+        match reader.pump(dsm, Wait::No)? {
+            0 => Some(Heard::Nothing),
+            _ if reader.sent_count() > before => Some(Heard::Request),
+            _ => Some(Heard::Answer),
+        }
+    }
+
+    /// Polls the connection as long as something is likely to come.
+    fn poll(&mut self, dsm: &Dsm, mut served: bool, ops: &mut EventOps) -> anyhow::Result<()> {
+        let stretch = dsm.now_us() + POLL_STRETCH_US;
+        while self.reader.is_some() {
+            let (awaited, deadline) = {
+                let slice = dsm.lock(self.slice);
+                (slice.driver.awaited_pages(), slice.armed_us.unwrap_or(u64::MAX))
+            };
+            let next = if awaited > 0 { Some(Next::Answer) } else { served.then_some(Next::Request) };
+            let now = dsm.now_us();
+            let Some(until) = self.poll.wait(next, now) else { return Ok(()) };
+            let until = until.min(stretch).min(deadline);
+            for turn in 1_u32.. {
+                // Whoever has something to do on this processor does it first: the peer, perhaps.
+                std::thread::yield_now();
+                match self.messages(dsm) {
+                    None => {
+                        self.close(ops);
+                        return Ok(());
+                    }
+                    Some(Heard::Nothing) => {}
+                    Some(heard) => {
+                        served |= heard == Heard::Request;
+                        break;
+                    }
+                }
+                if turn.is_multiple_of(FAULT_TURNS) {
+                    self.faults(dsm)?;
+                }
+                if dsm.now_us() >= until {
+                    return Ok(());
+                }
+            }
+            self.poll.came(dsm.now_us());
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, ops: &mut EventOps) {
+        if let Some(reader) = self.reader.take()
+            && let Err(error) = ops.remove(Events::empty_raw(reader.as_raw_fd()))
+        {
+            log::debug!("a connection was not watched: {error}");
+        }
+    }
+}
+
+/// What a look at the connection has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    /// Messages after which something was sent to the peer.
+    Request,
+    /// Other messages.
+    Answer,
 }
 
 impl Handler for SliceThread {
     fn sources(&self) -> Vec<(i32, u32)> {
-        vec![(self.memory.as_raw_fd(), FAULTS), (self.timer_fd, TIMER)]
+        vec![(self.memory.as_raw_fd(), FAULTS), (self.timer_fd, TIMER), (self.adoption_fd, READER)]
     }
 
-    fn ready(&mut self, token: u32, _: EventSet, _: &mut EventOps) -> anyhow::Result<()> {
+    fn ready(&mut self, token: u32, _: EventSet, ops: &mut EventOps) -> anyhow::Result<()> {
         let Some(dsm) = self.dsm.upgrade() else { return Ok(()) };
-        if token == TIMER {
-            // Setting the timer again takes its expiration away; so does clearing it.
-            dsm.lock(self.slice).armed_us = Some(u64::MAX);
-            dsm.with(self.slice, |driver, now, out| driver.tick(now, out));
-            return Ok(());
+        let mut served = false;
+        match token {
+            TIMER => {
+                // Setting the timer again takes its expiration away; so does clearing it.
+                dsm.lock(self.slice).armed_us = Some(u64::MAX);
+                dsm.with(self.slice, |driver, now, out| driver.tick(now, out));
+            }
+            READER => {
+                let adoption = &dsm.adoptions[self.slice];
+                drain(&adoption.event);
+                self.close(ops);
+                self.reader = adoption.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(reader) = &self.reader {
+                    watch(ops, reader.as_raw_fd(), MESSAGES, EventSet::IN)?;
+                }
+            }
+            MESSAGES => {
+                self.poll.came(dsm.now_us());
+                match self.messages(&dsm) {
+                    Some(heard) => served = heard == Heard::Request,
+                    None => self.close(ops),
+                }
+            }
+            _ => self.faults(&dsm)?,
         }
-        for fault in self.memory.faults(FAULT_BATCH)? {
-            dsm.with(self.slice, |driver, now, out| driver.fault(fault.index, fault.access, now, out));
-        }
-        Ok(())
+        self.poll(&dsm, served, ops)
     }
 }

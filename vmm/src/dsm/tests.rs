@@ -22,6 +22,8 @@ struct Cluster {
     dsms: Vec<Arc<Dsm>>,
     exit: Exit,
     _links: Vec<Worker>,
+    /// Of each node, if they are joined by connections.
+    streams: Vec<Arc<StreamLinks>>,
 }
 
 impl Cluster {
@@ -30,10 +32,28 @@ impl Cluster {
         let dsms: Vec<_> = (0..nodes).map(|me| Dsm::new(config(me, nodes)).unwrap()).collect();
         let mut workers = vec![];
         for (me, dsm) in (0..).map(NodeId).zip(&dsms) {
-            dsm.start(links.of(me), &exit).unwrap();
+            dsm.start(links.of(me), &exit, Tuning::default()).unwrap();
             workers.push(links.deliver(me, dsm, &exit).unwrap());
         }
-        Self { dsms, exit, _links: workers }
+        Self { dsms, exit, _links: workers, streams: vec![] }
+    }
+
+    /// Joined by connections, whose messages the threads of the slices read.
+    fn connected(nodes: u16, busy_poll_us: u64) -> Self {
+        let exit = Exit::new().unwrap();
+        let dsms: Vec<_> = (0..nodes).map(|me| Dsm::new(config(me, nodes)).unwrap()).collect();
+        let streams: Vec<_> = (0..nodes).map(|_| Arc::new(StreamLinks::new(nodes))).collect();
+        for (dsm, links) in dsms.iter().zip(&streams) {
+            dsm.start(links.clone(), &exit, Tuning { busy_poll_us }).unwrap();
+        }
+        for (a, b) in (0..nodes).flat_map(|b| (0..b).map(move |a| (a, b))) {
+            let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+            for (me, to, stream) in [(a, b, near), (b, a, far)] {
+                let me = usize::from(me);
+                streams[me].join(NodeId(to), Arc::new(stream), &dsms[me], &exit).unwrap();
+            }
+        }
+        Self { dsms, exit, _links: vec![], streams }
     }
 
     /// A counter in page `page` of slice `slice`, as node `node` sees it. It lives as long as the cluster.
@@ -130,7 +150,7 @@ fn dsm_i4_an_access_to_a_dead_nodes_page_is_an_error_and_nothing_waits() {
     // The other node says nothing: the access waits until its death is told.
     let silent = Dsm::new(config(1, 2)).unwrap();
     let links = LocalLinks::new(2);
-    silent.start(links.of(NodeId(1)), &cluster.exit).unwrap();
+    silent.start(links.of(NodeId(1)), &cluster.exit, Tuning::default()).unwrap();
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let memory = silent.memory(NodeId(0)).unwrap().clone();
     let reader = thread::spawn(move || {
@@ -170,4 +190,29 @@ fn a_layout_that_cannot_be_is_refused_with_its_reason() {
 #[test]
 fn dsm_i2_increments_of_three_nodes_on_one_page_add_up() {
     increment(&Cluster::new(3), 500, 1, 1);
+}
+
+#[test]
+fn dsm_i2_increments_over_connections_add_up_with_polling_and_without() {
+    for busy_poll_us in [0, BUSY_POLL_US] {
+        increment(&Cluster::connected(2, busy_poll_us), 500, 2, 3);
+        increment(&Cluster::connected(3, busy_poll_us), 300, 1, 1);
+    }
+}
+
+#[test]
+fn dsm_i4_the_end_of_a_connection_is_a_nodes_death_and_its_window_is_served_on() {
+    let cluster = Cluster::connected(2, BUSY_POLL_US);
+    cluster.counter(1, 1, 0).store(1, Ordering::Relaxed);
+    assert_eq!(cluster.counter(0, 1, 0).load(Ordering::Relaxed), 1);
+    cluster.streams[1].part(NodeId(0));
+    // Every page of the other's slice becomes an error, one that was never touched too.
+    let memory = cluster.dsms[0].memory(NodeId(1)).unwrap();
+    let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+    use std::os::fd::AsRawFd;
+    // SAFETY: one page of the mapping; the kernel only reads it.
+    let page = unsafe { memory.guest_addr().add(7 * PAGE_SIZE) };
+    // SAFETY: as above.
+    let written = unsafe { libc::write(near.as_raw_fd(), page.cast(), 8) };
+    assert_eq!((written, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EFAULT)));
 }

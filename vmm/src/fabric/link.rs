@@ -6,14 +6,13 @@ use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::reader::{Reader, Wait};
 use super::stream::SharedStream;
 use super::wire::{Class, HEADER_BYTES, Header, Kind, MessageError, Peer};
 use crate::worker::{Exit, Worker};
 
 /// Most buffers of one `sendmsg`.
 const BATCH: usize = 64;
-/// Bytes that one read asks for, at least.
-const READ_BYTES: usize = 64 << 10;
 
 /// What a full queue means to a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +68,12 @@ pub trait Handler: Send + Sync {
     /// # Errors
     /// [`Violation`] if the peer broke the service's protocol.
     fn message(&self, from: Peer, class: Class, header: Header, payload: &[u8]) -> Result<(), Violation>;
+
+    /// Offers the reading half of a new connection, for a handler that reads on a thread of its own. One that does not take
+    /// it gives it back, and gets a thread for it.
+    fn adopt(&self, reader: Reader) -> Option<Reader> {
+        Some(reader)
+    }
 }
 
 /// Counters of one connection.
@@ -101,13 +106,13 @@ struct Queue {
 pub type RoomWaker = Arc<dyn Fn() + Send + Sync>;
 
 /// The sending half.
-struct Outbound {
-    stream: SharedStream,
+pub(super) struct Outbound {
+    pub(super) stream: SharedStream,
     queue: Mutex<Queue>,
     work: Condvar,
     space: Condvar,
     room: RoomWaker,
-    metrics: LinkMetrics,
+    pub(super) metrics: LinkMetrics,
 }
 
 impl Outbound {
@@ -115,7 +120,7 @@ impl Outbound {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close(&self) {
+    pub(super) fn close(&self) {
         let mut queue = self.lock();
         queue.closed = true;
         queue.waiting.clear();
@@ -272,16 +277,13 @@ impl Link {
             Peer::Client => "client".to_owned(),
         };
         let class_name = format!("{class:?}").to_lowercase();
-        let (reader, writer) = (out.clone(), out.clone());
-        let read = Worker::spawn(&format!("rx-{short}-{class_name}"), exit, move |_| {
-            let why = match read_loop(&reader, peer, class, handler.as_ref()) {
-                Ok(()) => "it closed the connection".to_owned(),
-                Err(error) => format!("{error:#}"),
-            };
-            reader.close();
-            ended(why);
-            Ok(())
-        })?;
+        let (writer, mut workers) = (out.clone(), vec![]);
+        if let Some(mut reader) = handler.adopt(Reader::new(out.clone(), peer, class, Box::new(ended))) {
+            workers.push(Worker::spawn(&format!("rx-{short}-{class_name}"), exit, move |_| {
+                while reader.pump(handler.as_ref(), Wait::Yes).is_some() {}
+                Ok(())
+            })?);
+        }
         let write = match Worker::spawn(&format!("tx-{short}-{class_name}"), exit, move |_| {
             writer.write_loop();
             Ok(())
@@ -292,7 +294,8 @@ impl Link {
                 return Err(error);
             }
         };
-        Ok(Self { peer, class, out, workers: vec![read, write] })
+        workers.push(write);
+        Ok(Self { peer, class, out, workers })
     }
 
     /// Sends one message, of which `parts` are the payload.
@@ -319,41 +322,5 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.out.close();
         self.workers.clear();
-    }
-}
-
-fn read_loop(out: &Outbound, peer: Peer, class: Class, handler: &dyn Handler) -> anyhow::Result<()> {
-    let mut buffer = vec![0_u8; READ_BYTES];
-    let (mut begin, mut end) = (0, 0);
-    loop {
-        // Every whole message in the buffer.
-        let mut want = HEADER_BYTES;
-        while let Some(raw) = buffer[begin..end].first_chunk::<HEADER_BYTES>() {
-            let header = Header::parse(raw, class)?;
-            let total = HEADER_BYTES + header.len;
-            if end - begin < total {
-                want = total;
-                break;
-            }
-            out.metrics.received_count.fetch_add(1, Ordering::Relaxed);
-            out.metrics.received_bytes.fetch_add(total as u64, Ordering::Relaxed);
-            handler.message(peer, class, header, &buffer[begin + HEADER_BYTES..begin + total])?;
-            begin += total;
-        }
-        if begin == end {
-            (begin, end) = (0, 0);
-        } else if begin + want > buffer.len() {
-            buffer.copy_within(begin..end, 0);
-            (begin, end) = (0, end - begin);
-        }
-        // `want` is bounded by the kind's payload_max.
-        if want > buffer.len() {
-            buffer.resize(want, 0);
-        }
-        match out.stream.read(&mut buffer[end..])? {
-            0 if begin == end => return Ok(()),
-            0 => anyhow::bail!("it closed the connection inside a message"),
-            n => end += n,
-        }
     }
 }

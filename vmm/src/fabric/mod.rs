@@ -46,6 +46,8 @@ pub mod limit;
 pub mod link;
 /// Who is alive.
 pub mod membership;
+/// Its reading half.
+pub mod reader;
 /// Joining two streams.
 pub mod relay;
 /// Byte streams and addresses.
@@ -58,6 +60,7 @@ pub use auth::Secret;
 pub use hub::{Config, Fabric, FabricError, Handlers, StreamService};
 pub use link::{Handler, RoomWaker, SendError, Violation};
 pub use membership::{Death, Membership, View};
+pub use reader::{Reader, Wait};
 pub use wire::{Class, Header, Kind, Peer};
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, sendmsg, setsockopt, sockopt};
 
 use crate::launch::Address;
 use crate::worker::Stop;
@@ -23,6 +23,13 @@ pub trait ByteStream: Send + Sync + fmt::Debug {
     /// # Errors
     /// The stream's own; `WouldBlock` or `TimedOut` after [`ByteStream::set_read_timeout`].
     fn read(&self, buf: &mut [u8]) -> io::Result<usize>;
+    /// Reads what is there, at once; 0 is the end.
+    ///
+    /// # Errors
+    /// `WouldBlock` if nothing is; the stream's own.
+    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize>;
+    /// Polls readable when [`ByteStream::try_read`] gets something. Owned by the stream.
+    fn descriptor(&self) -> RawFd;
     /// Writes some bytes; waits for room.
     ///
     /// # Errors
@@ -72,6 +79,14 @@ impl ByteStream for UnixStream {
         uninterrupted(|| (&mut &*self).read(buf))
     }
 
+    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        uninterrupted(|| Ok(recv(self.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT)?))
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.as_raw_fd()
+    }
+
     fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         send(self, bufs, MsgFlags::MSG_NOSIGNAL)
     }
@@ -97,6 +112,14 @@ impl ByteStream for UnixStream {
 impl ByteStream for TcpStream {
     fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         uninterrupted(|| (&mut &*self).read(buf))
+    }
+
+    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        uninterrupted(|| Ok(recv(self.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT)?))
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.as_raw_fd()
     }
 
     fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {

@@ -151,6 +151,7 @@ mod tests {
             control: Address::Unix("/s/control".into()),
             state: "/s".into(),
             fabric: Default::default(),
+            dsm: Default::default(),
         }
     }
 

@@ -18,6 +18,6 @@ pub mod spec;
 mod start;
 
 pub use process::ProcessRecord;
-pub use spec::{Address, ClusterSpec, FabricSpec, HostKind, Publish, RootSpec, SpecError};
+pub use spec::{Address, ClusterSpec, DsmSpec, FabricSpec, HostKind, Publish, RootSpec, SpecError};
 pub(crate) use start::processors_without;
 pub use start::{Ended, LaunchError, Options, Progress, Running, check_ports, start, tail};

@@ -11,6 +11,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use ssi_proto::device::{MAX_CELLS, SLICE_ALIGN};
 
+use crate::dsm::BUSY_POLL_US;
+
 /// Bytes of each cell's private low RAM (`docs/interfaces.md`, address map).
 pub const LOW_RAM_BYTES: u64 = 128 << 20;
 /// Least memory of a node: low RAM and the smallest slice.
@@ -19,6 +21,8 @@ pub const MEMORY_MIN_BYTES: u64 = LOW_RAM_BYTES + SLICE_ALIGN;
 pub const MEMORY_MAX_BYTES: u64 = 512 << 30;
 /// Most virtual CPUs of a node.
 pub const VCPUS_MAX: u32 = 8;
+/// Longest time that a thread of the DSM may poll, in microseconds.
+pub const BUSY_POLL_MAX_US: u64 = 10_000;
 /// Most bytes of a Unix socket's path (unix(7)).
 pub const SOCKET_PATH_MAX: usize = 107;
 /// Most characters of a cluster's name: it is part of socket paths, which end at 107 bytes.
@@ -67,6 +71,23 @@ pub struct ClusterSpec {
     /// How the processes reach one another.
     #[serde(default)]
     pub fabric: FabricSpec,
+    /// How the nodes keep their memory coherent.
+    #[serde(default)]
+    pub dsm: DsmSpec,
+}
+
+/// How the nodes of a cluster keep their memory coherent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DsmSpec {
+    /// The longest time that a thread polls for a message before it sleeps, in microseconds, at most 10,000; 0: it sleeps at once.
+    pub busy_poll_us: u64,
+}
+
+impl Default for DsmSpec {
+    fn default() -> Self {
+        Self { busy_poll_us: BUSY_POLL_US }
+    }
 }
 
 /// Where nodes run.
@@ -268,6 +289,12 @@ impl ClusterSpec {
             return refuse(format!(
                 "{}: this directory's name is too long for the sockets in it; choose a shorter one with SSIVMM_STATE",
                 self.state.display()
+            ));
+        }
+        if self.dsm.busy_poll_us > BUSY_POLL_MAX_US {
+            return refuse(format!(
+                "{} us of polling: a thread of the DSM polls for at most {BUSY_POLL_MAX_US} us",
+                self.dsm.busy_poll_us
             ));
         }
         if self.root.lower.is_empty() {

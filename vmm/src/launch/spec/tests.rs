@@ -16,6 +16,7 @@ fn spec() -> ClusterSpec {
         control: "tcp:127.0.0.1:4000".parse().unwrap(),
         state: "/s".into(),
         fabric: FabricSpec::default(),
+        dsm: DsmSpec::default(),
     }
 }
 
@@ -77,4 +78,13 @@ fn addresses_and_ports_are_parsed_strictly() {
     for bad in ["80", "0:80", "80:0", "a:b", "1:2:3", "70000:1", "1:2:3:4", ""] {
         assert!(bad.parse::<Publish>().is_err(), "{bad}");
     }
+}
+
+#[test]
+fn polling_longer_than_a_hold_is_refused() {
+    let mut spec = spec();
+    spec.dsm.busy_poll_us = BUSY_POLL_MAX_US;
+    spec.check().unwrap();
+    spec.dsm.busy_poll_us += 1;
+    assert!(spec.check().unwrap_err().0.contains("10001 us of polling"));
 }

@@ -23,7 +23,7 @@ use crate::devices::virtio::net::{Net, NetConfig};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::ssi::{SsiConfig, SsiDevice, SsiHandle};
 use crate::devices::virtio::vsock::{Vsock, VsockHandle};
-use crate::dsm::FabricLink;
+use crate::dsm::{FabricLink, Tuning};
 use crate::fabric::stream::wait_readable;
 use crate::fabric::{Class, Handler, Handlers, View};
 use crate::launch::ClusterSpec;
@@ -90,7 +90,11 @@ impl MachineCell {
     pub fn build(parts: Parts<'_>) -> anyhow::Result<Arc<dyn Cell>> {
         let Parts { spec, node, fabric, outcome, exit } = parts;
         let memory = Memory::new(spec, node).context("guest memory")?;
-        memory.dsm().start(Arc::new(FabricLink::new(fabric)), exit)?;
+        memory.dsm().start(
+            Arc::new(FabricLink::new(fabric)),
+            exit,
+            Tuning { busy_poll_us: spec.dsm.busy_poll_us },
+        )?;
         let (fetch, fetch_worker) = Fetch::start(fabric, spec.nodes, memory.clone(), exit)?;
         let config = SsiConfig {
             cell: node,
