@@ -24,6 +24,8 @@ mod fabric;
 mod hold;
 mod link;
 mod polling;
+/// Nodes as processes, for benchmarks and litmus tests.
+pub mod rig;
 mod service;
 
 pub use fabric::FabricLink;

@@ -1,0 +1,81 @@
+//! Reading on and on: another node's memory against a raw stream, and the own memory against memory that no DSM knows.
+
+use std::net::TcpStream;
+use std::ops::Range;
+use std::time::Instant;
+
+use anyhow::Context;
+use ssi_dsm::Access;
+use ssi_dsm::memory::{PAGE_SIZE, SliceKind, SliceMemory};
+
+use super::report::{Report, Samples, Throughput};
+use super::{HOME, ME, STREAM_BYTES, WANT_STREAM, nanoseconds, raw_round_trip, take};
+use crate::dsm::rig::Rig;
+use crate::machine::Mapping;
+
+/// Passes; the raw stream and the pages take turns.
+const PASSES: usize = 2;
+const HOME_BYTES: usize = 64 << 20;
+const HOME_PASSES: usize = 40;
+
+/// Reads pages of the home in order, each for the first time.
+pub(super) fn measure(
+    rig: &Rig,
+    raw: &mut TcpStream,
+    pages: &mut Range<usize>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let (mut faulted, mut streamed) = (Samples::default(), Samples::default());
+    for _ in 0..PASSES {
+        streamed.push(raw_round_trip(raw, WANT_STREAM)?);
+        let start = Instant::now();
+        for index in take(pages, STREAM_BYTES / PAGE_SIZE)? {
+            rig.node.touch(HOME, index, Access::Read)?;
+        }
+        faulted.push(nanoseconds(start));
+    }
+    report.throughput.push(Throughput {
+        name: "sequential read of 64 MiB",
+        bytes: STREAM_BYTES,
+        took: faulted,
+        unit: "raw TCP stream",
+        unit_took: streamed,
+        bar: 0.5,
+        aim: 0.9,
+    });
+    Ok(())
+}
+
+/// A loop over the own slice, which no other node has touched, and over memory that no DSM knows; the two take turns.
+pub(super) fn home_memory(rig: &Rig, report: &mut Report) -> anyhow::Result<()> {
+    let own = rig.node.dsm.memory(ME).context("the own slice")?;
+    let plain = SliceMemory::new(HOME_BYTES, SliceKind::Own)?;
+    let plain = Mapping::shared(plain.file(), 0, HOME_BYTES)?;
+    let pass = |start: *mut u8| {
+        let begin = Instant::now();
+        for offset in (0..HOME_BYTES).step_by(64) {
+            // SAFETY: both mappings have HOME_BYTES bytes, used by nobody else.
+            unsafe { start.add(offset).cast::<u64>().write_volatile(offset as u64) };
+        }
+        nanoseconds(begin)
+    };
+    let (mut with, mut without) = (Samples::default(), Samples::default());
+    for round in 0..HOME_PASSES + 2 {
+        let pair = (pass(own.guest_addr()), pass(plain.as_ptr()));
+        // The first ones touch fresh memory.
+        if round >= 2 {
+            with.push(pair.0);
+            without.push(pair.1);
+        }
+    }
+    report.throughput.push(Throughput {
+        name: "untouched home memory, 64 MiB",
+        bytes: HOME_BYTES,
+        took: with,
+        unit: "same loop without DSM",
+        unit_took: without,
+        bar: 1.0,
+        aim: 1.0,
+    });
+    Ok(())
+}
