@@ -98,7 +98,7 @@ impl Link for Links {
 impl Node {
     fn new(me: NodeId) -> anyhow::Result<Self> {
         let slices = SliceMap { base: 4 << 30, stride: 1 << 30, size: SLICE_BYTES, nodes: NODES };
-        let dsm = Dsm::new(Config { me, slices, hold_us: 0 })?;
+        let dsm = Dsm::new(Config::new(me, slices))?;
         let (links, exit) = (Arc::new(Links::default()), Exit::new()?);
         dsm.start(links.clone(), &exit)?;
         Ok(Self { dsm, links, exit })

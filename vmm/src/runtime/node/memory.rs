@@ -36,7 +36,7 @@ impl Memory {
         };
         let hold_us = measured_hold_us()?;
         log::info!("a page that was granted is held for {hold_us} us");
-        let dsm = Dsm::new(Config { me: NodeId(u16::try_from(node)?), slices, hold_us })?;
+        let dsm = Dsm::new(Config { hold_us, ..Config::new(NodeId(u16::try_from(node)?), slices) })?;
         Ok(Arc::new(Self { low: RamRegion::low(LOW_RAM_BYTES)?, dsm }))
     }
 
