@@ -3,6 +3,8 @@
 /// Protocol and back end put together, without threads.
 pub mod driver;
 
+mod delta;
+
 /// Guest memory whose page states the kernel enforces.
 #[cfg(target_os = "linux")]
 pub mod memory;

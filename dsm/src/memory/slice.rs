@@ -10,6 +10,8 @@ use super::uffd::{FaultKind, Uffd, Watch};
 use super::{Error, PAGE_SIZE, RUN_SIZE};
 use crate::types::Access;
 
+const RUN_PAGES: usize = RUN_SIZE / PAGE_SIZE;
+
 /// Whose memory a slice is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SliceKind {
@@ -114,9 +116,15 @@ impl SliceMemory {
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Os`].
     pub fn protect(&self, index: usize) -> Result<(), Error> {
-        let (address, fresh) = self.watch(index)?;
-        self.uffd.write_protect(address, true)?;
-        self.map_neighbours(index, fresh)
+        self.protect_run(index, 1)
+    }
+
+    /// [`SliceMemory::protect`] for `count` pages from `index` on, with few system calls.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn protect_run(&self, index: usize, count: usize) -> Result<(), Error> {
+        self.by_run(index, count, |address, len| self.uffd.write_protect(address, len, true))
     }
 
     /// From Shared to Modified: writes go through again, and those who wait for the page are woken.
@@ -125,7 +133,7 @@ impl SliceMemory {
     /// [`Error::OutOfRange`], [`Error::Os`].
     pub fn unprotect(&self, index: usize) -> Result<(), Error> {
         let address = self.prepare(index)?;
-        self.uffd.write_protect(address, false)
+        self.uffd.write_protect(address, PAGE_SIZE, false)
     }
 
     /// To Invalid: no access to the page succeeds any more when this returns; its bytes are stable in the alias.
@@ -133,9 +141,18 @@ impl SliceMemory {
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Os`].
     pub fn zap(&self, index: usize) -> Result<(), Error> {
-        let (_, fresh) = self.watch(index)?;
-        self.guest.advise(index * PAGE_SIZE, PAGE_SIZE, libc::MADV_DONTNEED)?;
-        self.map_neighbours(index, fresh)
+        self.zap_run(index, 1)
+    }
+
+    /// [`SliceMemory::zap`] for `count` pages from `index` on, with few system calls.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn zap_run(&self, index: usize, count: usize) -> Result<(), Error> {
+        let start = self.guest.address(0);
+        self.by_run(index, count, |address, len| {
+            self.guest.advise((address - start) as usize, len, libc::MADV_DONTNEED)
+        })
     }
 
     /// Maps the page with the bytes that the alias shows, readable or writable, and wakes those who wait for it. A page
@@ -147,9 +164,30 @@ impl SliceMemory {
         let address = self.prepare(index)?;
         let protect = access == Access::Read;
         if !self.uffd.map_page(address, protect)? {
-            self.uffd.write_protect(address, protect)?;
+            self.uffd.write_protect(address, PAGE_SIZE, protect)?;
             if protect {
                 self.uffd.wake(address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// [`SliceMemory::install`] for `count` pages from `index` on, with few system calls.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn install_run(&self, index: usize, count: usize, access: Access) -> Result<(), Error> {
+        self.check_run(index, count)?;
+        for page in index..index + count {
+            self.prepare(page)?;
+        }
+        let mut done = 0;
+        while done < count {
+            let (address, len) = (self.guest.address((index + done) * PAGE_SIZE), (count - done) * PAGE_SIZE);
+            done += self.uffd.map_pages(address, len, access == Access::Read)? / PAGE_SIZE;
+            if done < count {
+                self.install(index + done, access)?;
+                done += 1;
             }
         }
         Ok(())
@@ -174,11 +212,19 @@ impl SliceMemory {
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Os`].
     pub fn discard(&self, index: usize) -> Result<(), Error> {
-        self.check(index)?;
+        self.discard_run(index, 1)
+    }
+
+    /// [`SliceMemory::discard`] for `count` pages from `index` on, with one system call.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn discard_run(&self, index: usize, count: usize) -> Result<(), Error> {
+        self.check_run(index, count)?;
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let offset = (index * PAGE_SIZE) as libc::off_t;
+        let (offset, len) = ((index * PAGE_SIZE) as libc::off_t, (count * PAGE_SIZE) as libc::off_t);
         // SAFETY: no memory of ours is passed; mappings of the hole read zero or fault afterwards, which is what is wanted.
-        if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, PAGE_SIZE as libc::off_t) } < 0 {
+        if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) } < 0 {
             return Err(Error::os("fallocate(PUNCH_HOLE)"));
         }
         Ok(())
@@ -247,6 +293,38 @@ impl SliceMemory {
         if index < self.pages() { Ok(()) } else { Err(Error::OutOfRange { index, pages: self.pages() }) }
     }
 
+    fn check_run(&self, index: usize, count: usize) -> Result<(), Error> {
+        match index.checked_add(count) {
+            Some(end) if end <= self.pages() && count > 0 => Ok(()),
+            _ => Err(Error::OutOfRange { index: index.saturating_add(count), pages: self.pages() }),
+        }
+    }
+
+    /// Takes rights away from `count` pages by `take`, which gets address and length; for each run of 2 MiB by itself, since
+    /// its pages come under watch, and are mapped again, together.
+    fn by_run(
+        &self,
+        index: usize,
+        count: usize,
+        take: impl Fn(u64, usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.check_run(index, count)?;
+        let (mut start, end) = (index, index + count);
+        while start < end {
+            let stop = end.min((start / RUN_PAGES + 1) * RUN_PAGES);
+            let mut fresh = false;
+            for page in start..stop {
+                fresh |= self.watch(page)?.1;
+            }
+            take(self.guest.address(start * PAGE_SIZE), (stop - start) * PAGE_SIZE)?;
+            if fresh {
+                self.map_neighbours(start, stop)?;
+            }
+            start = stop;
+        }
+        Ok(())
+    }
+
     /// The page's address; see [`SliceMemory::watch`].
     fn prepare(&self, index: usize) -> Result<u64, Error> {
         Ok(self.watch(index)?.0)
@@ -270,18 +348,14 @@ impl SliceMemory {
         Ok((self.guest.address(index * PAGE_SIZE), fresh))
     }
 
-    /// The first change to a page of a run splits the huge page that maps it: the kernel unmaps all of it. The other pages
+    /// The first change to pages of a run splits the huge page that maps it: the kernel unmaps all of it. The other pages
     /// are nobody else's yet, and are mapped again at once rather than by a fault each. Where pages were mapped one by one,
     /// nothing is unmapped, and this ends at the first of them.
-    fn map_neighbours(&self, index: usize, fresh: bool) -> Result<(), Error> {
-        if !fresh {
-            return Ok(());
-        }
-        let page = index * PAGE_SIZE;
-        let run = page / RUN_SIZE * RUN_SIZE;
-        self.uffd.map_run(self.guest.address(run), page - run)?;
-        let next = page + PAGE_SIZE;
-        self.uffd.map_run(self.guest.address(run) + (next - run) as u64, run + RUN_SIZE - next)
+    fn map_neighbours(&self, start: usize, stop: usize) -> Result<(), Error> {
+        let first = start / RUN_PAGES * RUN_PAGES;
+        let address = |page: usize| self.guest.address(page * PAGE_SIZE);
+        self.uffd.map_run(address(first), (start - first) * PAGE_SIZE)?;
+        self.uffd.map_run(address(stop), (first + RUN_PAGES - stop) * PAGE_SIZE)
     }
 }
 

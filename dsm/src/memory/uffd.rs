@@ -208,13 +208,13 @@ impl Uffd {
             .map_err(|e| Error::from_os("UFFDIO_REGISTER", e))
     }
 
-    /// Sets or lifts the write protection of the page at `address`; lifting wakes those who wait for it.
+    /// Sets or lifts the write protection of `len` bytes at `address`, whole pages; lifting wakes those who wait for them.
     ///
     /// # Errors
     /// [`Error::Os`] with the kernel's reason.
-    pub fn write_protect(&self, address: u64, protect: bool) -> Result<(), Error> {
+    pub fn write_protect(&self, address: u64, len: usize, protect: bool) -> Result<(), Error> {
         let mode = if protect { WRITEPROTECT_WP } else { 0 };
-        let mut arg = RangeMode { range: page(address), mode };
+        let mut arg = RangeMode { range: Range { start: address, len: len as u64 }, mode };
         // SAFETY: RangeMode has the layout of `struct uffdio_writeprotect`.
         retry("UFFDIO_WRITEPROTECT", || unsafe {
             ioctl_with_mut_ref(&self.file, UFFDIO_WRITEPROTECT(), &mut arg)
@@ -235,6 +235,33 @@ impl Uffd {
             ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg)
         });
         unless_exists("UFFDIO_CONTINUE", result)
+    }
+
+    /// Maps the memfd's pages in `len` bytes at `address` and wakes those who wait for them; says how many bytes were mapped
+    /// before one that is mapped already.
+    ///
+    /// # Errors
+    /// [`Error::Os`]; `EFAULT` says that the memfd lacks a page there.
+    pub fn map_pages(&self, address: u64, len: usize, protect: bool) -> Result<usize, Error> {
+        let mode = if protect { CONTINUE_WP } else { 0 };
+        let mut done = 0;
+        while done < len {
+            let range = Range { start: address + done as u64, len: (len - done) as u64 };
+            let mut arg = RangeModeResult { range, mode, result: 0 };
+            // SAFETY: RangeModeResult has the layout of `struct uffdio_continue`.
+            if unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg) } >= 0 {
+                return Ok(len);
+            }
+            let error = io::Error::last_os_error();
+            // A part of the range is EAGAIN too, and the result says how much.
+            match (error.raw_os_error(), usize::try_from(i64::from_ne_bytes(arg.result.to_ne_bytes()))) {
+                (_, Ok(mapped)) if mapped > 0 => done += mapped,
+                (Some(libc::EAGAIN | libc::EINTR), _) => std::thread::yield_now(),
+                (Some(libc::EEXIST), _) => return Ok(done),
+                _ => return Err(Error::from_os("UFFDIO_CONTINUE", error)),
+            }
+        }
+        Ok(len)
     }
 
     /// Maps pages of the memfd, writable, from `address` on until `len` bytes are mapped, or one page is mapped already, or

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Action, Message, Node, Refusal, Step};
+use super::message::{RUN_DATA_PAGES, run_pages};
+use super::pace::Pace;
+use super::{Action, Message, Node, Refusal, Step, version};
 use crate::types::{Access, NodeId, PageNo};
 
 /// What the home knows of a page that is not plainly `Home`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Entry {
     state: State,
+    /// Version of the bytes that the home has; 0 if its cell may be writing them.
+    version: u64,
     /// May the home's cell have the page mapped? While it may not, there is nothing to protect or to zap.
     mapped: bool,
     busy: Option<Busy>,
@@ -16,34 +20,45 @@ pub(super) struct Entry {
     queue: VecDeque<Request>,
     /// Until when the home's cell keeps what it was granted, in microseconds.
     held_until: u64,
+    pace: Pace,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     /// Only the home has it.
     Home,
-    /// The home and these may read; each has the version that it was given. Never empty while the page is not busy.
-    Shared(BTreeMap<NodeId, u64>),
+    /// The home and these may read. Never empty while the page is not busy.
+    Shared(BTreeMap<NodeId, Given>),
     /// Only this node has it, and may write.
-    Remote { node: NodeId, version: u64 },
+    Remote(NodeId, Given),
     /// The only copy died.
     Lost,
+}
+
+/// A copy that another node was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Given {
+    ticket: u64,
+    /// Who was to send it the bytes, if not the home: should that node die, they may not have come.
+    by: Option<NodeId>,
 }
 
 /// The transaction under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Busy {
-    /// For whom; nobody any more if the asker died.
+    /// For whom; nobody any more if the asker died or does not want it any more.
     request: Option<Request>,
     waits: Waits,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Waits {
-    /// Acknowledgements from these, for these versions.
-    Acks(BTreeMap<NodeId, u64>),
-    /// The bytes from the owner.
-    WriteBack { node: NodeId, version: u64, keep: bool },
+    /// Acknowledgements from these.
+    Acks(BTreeMap<NodeId, Given>),
+    /// The owner, which was told to give the page to the asker.
+    Owner { node: NodeId, ticket: u64, keep: bool },
+    /// The asker: the owner died, and may or may not have given it the page, which has this version if it is one to read.
+    Asker { node: NodeId, ticket: u64, version: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,31 +73,68 @@ enum By {
     Cell,
     /// [`super::Input::Fetch`], with its token.
     Fetch(u64),
-    /// Another node, with the version of the copy that it says it holds.
-    Node(NodeId, u64),
+    /// Another node, with the version of the bytes that it says it has.
+    Node { node: NodeId, ticket: u64, held: u64 },
 }
 
 impl Request {
-    fn is_by(&self, node: NodeId) -> bool {
-        matches!(self.by, By::Node(n, _) if n == node)
+    fn is_by(&self, other: NodeId) -> bool {
+        matches!(self.by, By::Node { node, .. } if node == other)
+    }
+
+    fn is(&self, other: NodeId, number: u64) -> bool {
+        matches!(self.by, By::Node { node, ticket, .. } if node == other && ticket == number)
     }
 }
 
 impl Entry {
     fn new() -> Self {
-        Self { state: State::Home, mapped: true, busy: None, queue: VecDeque::new(), held_until: 0 }
+        Self {
+            state: State::Home,
+            version: 0,
+            mapped: true,
+            busy: None,
+            queue: VecDeque::new(),
+            held_until: 0,
+            pace: Pace::default(),
+        }
     }
 
-    fn waits(&self, like: impl Fn(&Request) -> bool) -> bool {
-        self.queue.iter().any(&like) || self.busy.as_ref().and_then(|b| b.request.as_ref()).is_some_and(like)
+    fn asker(&self) -> Option<&Request> {
+        self.busy.as_ref().and_then(|busy| busy.request.as_ref())
+    }
+
+    /// Has this node no business asking? It has a copy, or asks already. While an owner gives it the page, it may have that
+    /// before the owner's word is here, and ask for more.
+    fn has_or_asks(&self, from: NodeId, access: Access) -> bool {
+        let asks = self.queue.iter().any(|r| r.is_by(from));
+        let served = match self.busy.as_ref().map(|busy| &busy.waits) {
+            Some(Waits::Owner { node, .. }) => *node == from,
+            Some(Waits::Asker { .. }) => false,
+            Some(Waits::Acks(_)) => self.asker().is_some_and(|r| r.is_by(from)),
+            None => match &self.state {
+                State::Remote(node, _) => *node == from,
+                State::Shared(sharers) => access == Access::Read && sharers.contains_key(&from),
+                State::Home | State::Lost => false,
+            },
+        };
+        asks || served
     }
 
     /// Would serving this request take something from the home's cell?
     fn takes_from_home(&self, request: &Request) -> bool {
         match (&self.state, request.by) {
-            (State::Home, By::Node(..)) => true,
-            (State::Shared(_), By::Node(..)) => request.access == Access::Write,
+            (State::Home, By::Node { .. }) => true,
+            (State::Shared(_), By::Node { .. }) => request.access == Access::Write,
             _ => false,
+        }
+    }
+
+    /// The home's cell loses the page, if it has it.
+    fn zap(&mut self, page: PageNo, config: &super::Config, step: &mut Step) {
+        if std::mem::take(&mut self.mapped) {
+            self.pace.lost(config, step.now);
+            step.actions.push(Action::Zap(page));
         }
     }
 }
@@ -90,7 +142,7 @@ impl Entry {
 impl Node {
     /// An access of the home's own cell waits.
     pub(super) fn home_fault(&mut self, page: PageNo, access: Access, step: &mut Step) {
-        let hold = self.config.hold_us;
+        let config = self.config;
         let Some(entry) = self.directory.get_mut(&page) else {
             // Plainly Home: a page that came back, or a neighbour in a run that has come under watch.
             return step.actions.push(Action::Install { page, access: Access::Write });
@@ -105,11 +157,16 @@ impl Node {
             && allowed >= access
         {
             step.actions.push(Action::Install { page, access: allowed });
+            if allowed == Access::Write {
+                entry.version = 0;
+            }
             if !entry.mapped {
                 entry.mapped = true;
-                entry.held_until = step.now + hold;
+                entry.pace.missed(&config, step.now);
+                entry.held_until = entry.pace.granted(&config, step.now);
             }
-        } else if !entry.waits(|r| r.by == By::Cell) {
+        } else if !entry.queue.iter().chain(entry.asker()).any(|r| r.by == By::Cell) {
+            entry.pace.missed(&config, step.now);
             entry.queue.push_back(Request { by: By::Cell, access });
         }
         self.pump(page, step);
@@ -128,14 +185,85 @@ impl Node {
     }
 
     /// Another node asks for a copy.
-    pub(super) fn request(&mut self, page: PageNo, from: NodeId, access: Access, held: u64, step: &mut Step) {
-        let entry = self.directory.entry(page).or_insert_with(Entry::new);
-        let owns = entry.busy.is_none() && matches!(entry.state, State::Remote { node, .. } if node == from);
-        if owns || entry.waits(|r| r.is_by(from)) {
+    pub(super) fn request(
+        &mut self,
+        page: PageNo,
+        from: NodeId,
+        access: Access,
+        ticket: u64,
+        held: u64,
+        step: &mut Step,
+    ) {
+        if self.directory.get(&page).is_some_and(|entry| entry.has_or_asks(from, access)) {
             return step.refuse(Refusal::Duplicate);
         }
-        entry.queue.push_back(Request { by: By::Node(from, held), access });
+        let entry = self.directory.entry(page).or_insert_with(Entry::new);
+        entry.queue.push_back(Request { by: By::Node { node: from, ticket, held }, access });
         self.pump(page, step);
+    }
+
+    /// Another node asks for what can be had of a run: nothing waits for it, and nothing is taken for it from anybody.
+    pub(super) fn run_request(
+        &mut self,
+        first: PageNo,
+        from: NodeId,
+        ticket: u64,
+        bits: u64,
+        step: &mut Step,
+    ) {
+        let (mut given, mut skipped, mut of_bytes) = (0_u64, 0_u64, 0);
+        let answer =
+            |given, skipped, version| Message::DataRun { page: first, ticket, version, given, skipped };
+        // Pages that only the home has all get one name for their bytes.
+        let mut fresh = 0;
+        for (n, page) in run_pages(first, bits) {
+            if !self.can_share(page, from, step.now) {
+                skipped |= 1 << n;
+                continue;
+            }
+            let config = self.config;
+            let entry = self.directory.entry(page).or_insert_with(Entry::new);
+            if entry.version == 0 {
+                if fresh == 0 {
+                    self.last_version += 1;
+                    fresh = version(config.me, self.last_version);
+                }
+                entry.version = fresh;
+            }
+            if given != 0 && (entry.version != of_bytes || given.count_ones() as usize == RUN_DATA_PAGES) {
+                step.send(from, answer(given, 0, of_bytes));
+                given = 0;
+            }
+            of_bytes = entry.version;
+            given |= 1 << n;
+            Self::share(entry, page, from, Given { ticket: ticket + n, by: None }, step);
+        }
+        step.send(from, answer(given, skipped, if given == 0 { 0 } else { of_bytes }));
+    }
+
+    /// Can this node have the page to read at once, at nobody's cost?
+    fn can_share(&self, page: PageNo, from: NodeId, now: u64) -> bool {
+        self.directory.get(&page).is_none_or(|entry| {
+            let free = entry.busy.is_none() && entry.queue.is_empty();
+            free && match &entry.state {
+                State::Home => now >= entry.held_until,
+                State::Shared(sharers) => !sharers.contains_key(&from),
+                State::Remote(..) | State::Lost => false,
+            }
+        })
+    }
+
+    /// One more sharer of a page that the home has.
+    fn share(entry: &mut Entry, page: PageNo, to: NodeId, given: Given, step: &mut Step) {
+        match &mut entry.state {
+            State::Shared(sharers) => drop(sharers.insert(to, given)),
+            state => {
+                if entry.mapped {
+                    step.actions.push(Action::Protect(page));
+                }
+                *state = State::Shared(BTreeMap::from([(to, given)]));
+            }
+        }
     }
 
     /// Serves what can be served now, and forgets the page when it is plainly `Home` again.
@@ -163,35 +291,36 @@ impl Node {
 
     /// Serves a request to an idle page: answers it, or makes the page busy with it.
     fn serve(&mut self, page: PageNo, request: Request, step: &mut Step) {
+        let config = self.config;
         let Some(entry) = self.directory.get_mut(&page) else { return };
         match entry.state.clone() {
             State::Lost => match request.by {
                 By::Cell => step.actions.push(Action::Poison(page)),
                 By::Fetch(token) => step.actions.push(Action::Fetched { page, token, lost: true }),
-                By::Node(to, _) => step.send(to, Message::Lost { page }),
+                By::Node { node, ticket, .. } => step.send(node, Message::Lost { page, ticket }),
             },
-            State::Remote { node, version } => {
+            State::Remote(node, Given { ticket, .. }) => {
                 if request.is_by(node) {
                     return step.refuse(Refusal::Duplicate);
                 }
                 let keep = request.access == Access::Read;
-                entry.busy =
-                    Some(Busy { request: Some(request), waits: Waits::WriteBack { node, version, keep } });
-                let message = if keep {
-                    Message::Downgrade { page, version }
-                } else {
-                    Message::Recall { page, version }
+                let (to, to_ticket, held) = match request.by {
+                    By::Node { node, ticket, held } => (node, ticket, held),
+                    By::Cell | By::Fetch(_) => (config.me, 0, 0),
                 };
-                step.send(node, message);
+                let home_held = entry.version;
+                entry.busy =
+                    Some(Busy { request: Some(request), waits: Waits::Owner { node, ticket, keep } });
+                step.send(node, Message::Recall { page, ticket, keep, to, to_ticket, held, home_held });
             }
             State::Shared(sharers) if request.access == Access::Write => {
                 let mut others = sharers;
                 others.retain(|&node, _| !request.is_by(node));
-                for (&to, &version) in &others {
-                    step.send(to, Message::Invalidate { page, version });
+                for (&to, &Given { ticket, .. }) in &others {
+                    step.send(to, Message::Invalidate { page, ticket });
                 }
-                if request.by != By::Cell && std::mem::take(&mut entry.mapped) {
-                    step.actions.push(Action::Zap(page));
+                if request.by != By::Cell {
+                    entry.zap(page, &config, step);
                 }
                 let done = others.is_empty();
                 entry.busy = Some(Busy { request: Some(request), waits: Waits::Acks(others) });
@@ -205,51 +334,56 @@ impl Node {
 
     /// Answers a request that nothing stands against any more: the page is `Home`, or `Shared` and it is to be read.
     fn grant(&mut self, page: PageNo, request: Request, step: &mut Step) {
-        let hold = self.config.hold_us;
-        let version = match request.by {
-            By::Node(..) => self.new_version(),
-            _ => 0,
-        };
+        let config = self.config;
         let Some(entry) = self.directory.get_mut(&page) else { return };
         match request.by {
             By::Fetch(token) => step.actions.push(Action::Fetched { page, token, lost: false }),
             By::Cell => {
                 let access = if entry.state == State::Home { Access::Write } else { Access::Read };
-                step.actions.push(Action::Install { page, access });
                 entry.mapped = true;
-                entry.held_until = step.now + hold;
-            }
-            By::Node(to, _) if request.access == Access::Write => {
-                if std::mem::take(&mut entry.mapped) {
-                    step.actions.push(Action::Zap(page));
-                }
-                entry.state = State::Remote { node: to, version };
-                step.send(to, Message::Data { page, access: Access::Write, version });
-            }
-            By::Node(to, _) => {
-                match &mut entry.state {
-                    State::Shared(sharers) => drop(sharers.insert(to, version)),
-                    state => {
-                        if entry.mapped {
-                            step.actions.push(Action::Protect(page));
-                        }
-                        *state = State::Shared(BTreeMap::from([(to, version)]));
+                entry.held_until = entry.pace.granted(&config, step.now);
+                if access == Access::Write {
+                    if entry.pace.is_contended() && entry.version != 0 {
+                        step.actions.push(Action::Twin { page, version: entry.version });
                     }
+                    entry.version = 0;
                 }
-                step.send(to, Message::Data { page, access: Access::Read, version });
+                step.actions.push(Action::Install { page, access });
+            }
+            By::Node { node: to, ticket, held } => {
+                if entry.version == 0 {
+                    self.last_version += 1;
+                    entry.version = version(config.me, self.last_version);
+                }
+                let (access, given) = (request.access, Given { ticket, by: None });
+                if access == Access::Write {
+                    entry.zap(page, &config, step);
+                    entry.state = State::Remote(to, given);
+                } else {
+                    Self::share(entry, page, to, given, step);
+                }
+                let version = entry.version;
+                step.send(
+                    to,
+                    if held == version {
+                        Message::Same { page, access, ticket }
+                    } else {
+                        Message::Data { page, access, ticket, version, held }
+                    },
+                );
             }
         }
     }
 
     /// A sharer has dropped its copy.
-    pub(super) fn acked(&mut self, page: PageNo, from: NodeId, version: u64, step: &mut Step) {
+    pub(super) fn acked(&mut self, page: PageNo, from: NodeId, ticket: u64, step: &mut Step) {
         let Some(Busy { waits: Waits::Acks(acks), .. }) =
             self.directory.get_mut(&page).and_then(|e| e.busy.as_mut())
         else {
             return step.refuse(Refusal::Unexpected);
         };
-        if acks.get(&from) != Some(&version) {
-            return step.refuse(Refusal::Version);
+        if acks.get(&from).is_none_or(|given| given.ticket != ticket) {
+            return step.refuse(Refusal::Unexpected);
         }
         acks.remove(&from);
         if acks.is_empty() {
@@ -261,18 +395,8 @@ impl Node {
     fn all_acked(&mut self, page: PageNo, step: &mut Step) {
         let Some(entry) = self.directory.get_mut(&page) else { return };
         let request = entry.busy.take().and_then(|busy| busy.request);
-        let sharers = match std::mem::replace(&mut entry.state, State::Home) {
-            State::Shared(sharers) => sharers,
-            _ => BTreeMap::new(),
-        };
+        entry.state = State::Home;
         match request {
-            Some(Request { by: By::Node(to, held), .. }) if held != 0 && sharers.get(&to) == Some(&held) => {
-                let version = self.new_version();
-                if let Some(entry) = self.directory.get_mut(&page) {
-                    entry.state = State::Remote { node: to, version };
-                }
-                step.send(to, Message::Same { page, version });
-            }
             Some(request) => self.grant(page, request, step),
             None => self.share_alone(page, step),
         }
@@ -281,7 +405,8 @@ impl Node {
 
     /// The page is `Home` with nobody waiting for that: a mapping that was write-protected is so no more.
     fn share_alone(&mut self, page: PageNo, step: &mut Step) {
-        if self.directory.get(&page).is_some_and(|e| e.mapped) {
+        if let Some(entry) = self.directory.get_mut(&page).filter(|e| e.mapped) {
+            entry.version = 0;
             step.actions.push(Action::Unprotect(page));
         }
     }
@@ -291,41 +416,140 @@ impl Node {
         &mut self,
         page: PageNo,
         from: NodeId,
-        version: u64,
-        kept: bool,
+        (ticket, kept): (u64, bool),
+        of_bytes: u64,
+        held: u64,
         step: &mut Step,
     ) {
         let Some(entry) = self.directory.get_mut(&page) else { return step.refuse(Refusal::Unexpected) };
-        if entry.state != (State::Remote { node: from, version }) {
+        let asker = entry.asker().copied();
+        let from_asker = asker.is_some_and(|r| r.is(from, ticket));
+        let owned = version(from, ticket);
+        let (expected, sharers, done) = match entry.busy.as_ref().map(|busy| &busy.waits) {
+            Some(&Waits::Owner { node, ticket: of_owner, keep }) if node == from && of_owner == ticket => {
+                if kept && !keep {
+                    return step.refuse(Refusal::State);
+                }
+                let by = Some(from);
+                let mut sharers = BTreeMap::from([(from, Given { ticket, by: None })]);
+                let mut done = false;
+                if let (true, Some(Request { by: By::Node { node, ticket, .. }, .. })) = (kept, asker) {
+                    sharers.insert(node, Given { ticket, by });
+                    done = true;
+                }
+                (owned, sharers, done)
+            }
+            // The asker had it, and has given it back already; the owner's word is still on its way.
+            Some(Waits::Owner { keep: false, .. }) if from_asker && !kept => (owned, BTreeMap::new(), true),
+            Some(&Waits::Asker { version, .. }) if from_asker && kept && version != 0 => {
+                (version, BTreeMap::from([(from, Given { ticket, by: None })]), true)
+            }
+            Some(&Waits::Asker { version: 0, .. }) if from_asker && !kept => (owned, BTreeMap::new(), true),
+            None if !kept
+                && matches!(entry.state, State::Remote(n, g) if n == from && g.ticket == ticket) =>
+            {
+                (owned, BTreeMap::new(), true)
+            }
+            _ => return step.refuse(Refusal::State),
+        };
+        if of_bytes != expected || (held != 0 && held != entry.version) {
             return step.refuse(Refusal::Version);
         }
-        // An owner that gives the page back while it is being asked for has answered.
-        let may_keep = matches!(entry.busy, Some(Busy { waits: Waits::WriteBack { keep: true, .. }, .. }));
-        if kept && !may_keep {
-            return step.refuse(Refusal::Unexpected);
-        }
         step.actions.push(Action::Store(page));
-        entry.state = if kept { State::Shared(BTreeMap::from([(from, version)])) } else { State::Home };
-        if let Some(request) = entry.busy.take().and_then(|busy| busy.request) {
+        entry.version = of_bytes;
+        entry.state = if kept { State::Shared(sharers) } else { State::Home };
+        entry.busy = None;
+        if let (false, Some(request)) = (done, asker) {
             entry.queue.push_front(request);
         }
         self.pump(page, step);
     }
 
-    /// A sharer has dropped its copy unasked.
-    pub(super) fn evicted(&mut self, page: PageNo, from: NodeId, version: u64, step: &mut Step) {
-        let Some(entry) = self.directory.get_mut(&page) else { return step.refuse(Refusal::Unexpected) };
-        if let Some(Busy { waits: Waits::Acks(acks), .. }) = &entry.busy
-            && acks.get(&from) == Some(&version)
+    /// The owner has given the page to who had asked for it.
+    pub(super) fn passed(&mut self, page: PageNo, from: NodeId, ticket: u64, step: &mut Step) {
+        let entry = self.directory.get_mut(&page);
+        let Some((entry, request)) = entry.and_then(|entry| match entry.busy {
+            Some(Busy { request, waits: Waits::Owner { node, ticket: t, keep: false } })
+                if node == from && t == ticket =>
+            {
+                Some((entry, request))
+            }
+            _ => None,
+        }) else {
+            // The asker has given the page back since, and that was here first.
+            return step.refuse(Refusal::Late);
+        };
+        match request {
+            Some(Request { by: By::Node { node, ticket, .. }, .. }) => {
+                entry.state = State::Remote(node, Given { ticket, by: Some(from) });
+            }
+            // It went to one that has died since.
+            None => entry.state = State::Lost,
+            // It was to come here.
+            Some(_) => return step.refuse(Refusal::State),
+        }
+        entry.busy = None;
+        self.pump(page, step);
+    }
+
+    /// A sharer has dropped its copy unasked, or will not get it.
+    pub(super) fn evicted(&mut self, page: PageNo, from: NodeId, ticket: u64, step: &mut Step) {
+        let dead = &self.dead;
+        let Some(entry) = self.directory.get_mut(&page) else { return step.refuse(Refusal::Late) };
+        match (&mut entry.busy, &mut entry.state) {
+            // The invalidation that is under way to it will be acknowledged.
+            (Some(Busy { waits: Waits::Acks(acks), .. }), _)
+                if acks.get(&from).is_some_and(|given| given.ticket == ticket) => {}
+            // The asker had its copy to read from the owner, whose word is still on its way.
+            (Some(Busy { request, waits: Waits::Owner { keep: true, .. } }), _)
+                if request.is_some_and(|r| r.is(from, ticket)) =>
+            {
+                *request = None;
+            }
+            // Nobody has the page.
+            (Some(Busy { waits: Waits::Asker { node, ticket: t, .. }, .. }), _)
+                if *node == from && *t == ticket =>
+            {
+                self.has_died(page, step);
+            }
+            (_, State::Remote(node, given))
+                if *node == from
+                    && given.ticket == ticket
+                    && given.by.is_some_and(|by| dead.contains(&by)) =>
+            {
+                self.has_died(page, step);
+            }
+            (_, State::Shared(sharers)) if sharers.get(&from).is_some_and(|g| g.ticket == ticket) => {
+                sharers.remove(&from);
+                self.unless_shared(page, step);
+            }
+            (_, State::Lost) => {}
+            _ => step.refuse(Refusal::Late),
+        }
+    }
+
+    /// The only copy is no more. Who waits is told; what the page was busy with is for nobody.
+    fn has_died(&mut self, page: PageNo, step: &mut Step) {
+        let Some(entry) = self.directory.get_mut(&page) else { return };
+        entry.state = State::Lost;
+        if let Some(Busy { request: Some(request), waits }) = entry.busy.take()
+            && !matches!(waits, Waits::Asker { .. })
         {
-            return; // The invalidation that is under way to it will be acknowledged.
+            entry.queue.push_front(request);
         }
-        let State::Shared(sharers) = &mut entry.state else { return step.refuse(Refusal::Unexpected) };
-        if sharers.get(&from) != Some(&version) {
-            return step.refuse(Refusal::Version);
+        self.pump(page, step);
+    }
+
+    /// The asker has the page, for writing, from an owner that has died.
+    pub(super) fn confirmed(&mut self, page: PageNo, from: NodeId, ticket: u64, step: &mut Step) {
+        let Some(entry) = self.directory.get_mut(&page) else { return step.refuse(Refusal::Unexpected) };
+        let asked = Waits::Asker { node: from, ticket, version: 0 };
+        if entry.busy.as_ref().is_none_or(|busy| busy.waits != asked) {
+            return step.refuse(Refusal::Unexpected);
         }
-        sharers.remove(&from);
-        self.unless_shared(page, step);
+        entry.busy = None;
+        entry.state = State::Remote(from, Given { ticket, by: None });
+        self.pump(page, step);
     }
 
     /// A page that lost its last sharer is `Home` again.
@@ -342,33 +566,61 @@ impl Node {
     pub(super) fn home_node_died(&mut self, dead: NodeId, step: &mut Step) {
         let pages: Vec<PageNo> = self.directory.keys().copied().collect();
         for page in pages {
-            let Some(entry) = self.directory.get_mut(&page) else { continue };
-            entry.queue.retain(|r| !r.is_by(dead));
-            if let State::Shared(sharers) = &mut entry.state {
-                sharers.remove(&dead);
+            self.forget_dead(page, dead, step);
+            self.unless_shared(page, step);
+            self.pump(page, step);
+        }
+    }
+
+    fn forget_dead(&mut self, page: PageNo, dead: NodeId, step: &mut Step) {
+        let Some(entry) = self.directory.get_mut(&page) else { return };
+        entry.queue.retain(|r| !r.is_by(dead));
+        if let Some(busy) = &mut entry.busy
+            && busy.request.is_some_and(|r| r.is_by(dead))
+        {
+            busy.request = None;
+        }
+        // What the dead were to send may not have come; who has it says nothing.
+        if let State::Shared(sharers) = &mut entry.state {
+            sharers.remove(&dead);
+            for (&to, given) in sharers.iter_mut().filter(|(_, given)| given.by == Some(dead)) {
+                given.by = None;
+                step.send(to, Message::Ask { page, ticket: given.ticket, confirm: false });
             }
-            let owned = matches!(entry.state, State::Remote { node, .. } if node == dead);
-            if owned {
-                entry.state = State::Lost;
+        }
+        let owner = match entry.state {
+            State::Remote(node, given) if given.by == Some(dead) && node != dead => {
+                let ticket = given.ticket;
+                step.send(node, Message::Ask { page, ticket, confirm: false });
+                node
             }
-            let mut acked = false;
-            if let Some(busy) = &mut entry.busy {
-                if busy.request.is_some_and(|r| r.is_by(dead)) {
-                    busy.request = None;
+            State::Remote(node, _) => node,
+            _ => self.config.me,
+        };
+        let Some(Busy { request, waits }) = &mut entry.busy else {
+            if owner == dead {
+                self.has_died(page, step);
+            }
+            return;
+        };
+        match waits {
+            Waits::Acks(acks) => {
+                let was_waited_for = acks.remove(&dead).is_some();
+                if was_waited_for && acks.is_empty() {
+                    self.all_acked(page, step);
                 }
-                if let Waits::Acks(acks) = &mut busy.waits {
-                    acked = acks.remove(&dead).is_some() && acks.is_empty();
+            }
+            Waits::Asker { node, .. } if *node == dead => self.has_died(page, step),
+            Waits::Owner { ticket: of_owner, keep, .. } if owner == dead => match *request {
+                // It may have given the page to the asker before it died. The asker knows.
+                Some(Request { by: By::Node { node, ticket, .. }, .. }) => {
+                    let version = if *keep { version(dead, *of_owner) } else { 0 };
+                    *waits = Waits::Asker { node, ticket, version };
+                    step.send(node, Message::Ask { page, ticket, confirm: true });
                 }
-            }
-            if owned && let Some(request) = entry.busy.take().and_then(|busy| busy.request) {
-                entry.queue.push_front(request);
-            }
-            if acked {
-                self.all_acked(page, step);
-            } else {
-                self.unless_shared(page, step);
-                self.pump(page, step);
-            }
+                _ => self.has_died(page, step),
+            },
+            Waits::Asker { .. } | Waits::Owner { .. } => {}
         }
     }
 }

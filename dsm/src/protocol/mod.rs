@@ -6,54 +6,73 @@
 //!
 //! # States
 //! ```text
-//! home's view of a page                        a holder's copy
+//! home's view of a page                            a holder's copy
 //!
-//!   Home  <------ WriteBack, Evict ------+       Invalid --Read--> (wanted) --Data--> Shared
-//!    |  \                                |          ^                                  |  |
-//!    |   +--Read--> Shared(set) --Write--+          +---- Invalidate / Ack ------------+  |
-//!    |                |  ^               |          |                                   Write
-//!    |              Write Downgrade      |          +---- Recall / WriteBack ---+         |
-//!    +--Write-----> Remote(n) -----------+                                  Modified <- Data, Same
+//!   Home  <------ WriteBack, Evict ------+           Invalid --Read--> (wanted) --Data, DataRun--> Shared
+//!    |  \                                |            |  ^                                        |  |
+//!    |   +--Read--> Shared(set) --Write--+            |  +------ Invalidate / Ack ----------------+  |
+//!    |                |  ^               |            |  |                                        Write
+//!    |              Write Recall(keep)   |            |  +-- Recall / Data to the asker --+         |
+//!    +--Write-----> Remote(n) -----------+          Write                             Modified <- Data, Same
+//!                     |  ^                            +---------------------------------^
+//!                     Recall / Passed: another n
 //! ```
 //! A page without an entry is `Home`: only its home's cell has it, nothing is protected. That is the state of all RAM.
 //!
 //! # Sequences
 //! ```text
-//! read, page at home      write, sharers S          steal, owner O
-//! A   H                   A   H   S S'              A   H   O
-//! |Read->                 |Write->                  |Write->
-//! <-Data|                 |   |Inval->->            |   |Recall->
-//!                         |   <-Ack--<-             |   <-WriteBack
-//!                         <-Same / Data             <-Data
+//! read, page at home      write, sharers S          steal, owner O            read, owner O
+//! A   H                   A   H   S S'              A   H   O                 A   H   O
+//! |Read->                 |Write->                  |Write->                  |Read->
+//! <-Data|                 |   |Inval->->            |   |Recall->             |   |Recall (keep)->
+//!                         |   <-Ack--<-             <------Data               <------Data
+//!                         <-Same / Data             |   <-Passed              |   <-WriteBack
 //! ```
-//! The home collects: an owner answers to the home, never to the asker. That costs one message time on a steal, and keeps
-//! every message about a page on the pair (home, node), whose order the links keep. Links between different pairs may
-//! reorder as they like.
+//! An owner answers the asker, and tells the home. So a page that is owned elsewhere costs three message times, and messages
+//! about one copy of a page come over two links, which do not keep each other's order. Links between one pair keep theirs.
+//!
+//! # Names
+//! An asker numbers its requests: the *ticket*. The copy that a request brings has its ticket, and all that is said about a
+//! copy says which one, so that what comes early or late is known for what it is. Bytes have a *version* ([`version`]):
+//! whoever asks says which version it still has, and is not sent what it has.
 //!
 //! # Rules
 //! - The home serves the requests for one page one after the other, first come, first served; different pages never wait
 //!   for each other. Invalidations go out together and acknowledgements are counted.
 //! - A node has at most one request per page under way. Faults that come meanwhile wait for its answer.
-//! - *Hold*: a page granted to a fault is not taken away before `hold_us` have passed, so that the access that asked for
-//!   it is done (DSM-I3). The time a request waits is at most the holds and message times of the requests before it.
-//! - An invalidation that overtakes the data that it is about (links that keep the order of a pair do not do it) is
-//!   remembered by its version: the late data is dropped, and asked for again.
+//! - *Hold*: a page granted to a fault is not taken away before its hold has passed, so that the access that asked for
+//!   it is done (DSM-I3). The hold is `hold_us` at first, doubles while the page plays ping-pong, up to `hold_max_us`, and
+//!   comes back when it is calm. The time a request waits is at most the holds (`hold_max_us` each) and message times of
+//!   the requests before it.
+//! - *Overtaken*: an invalidation that comes before the data that it is about is acknowledged at once, and what waits
+//!   asks again; a recall that comes before the data is done when the data has come, and has been held.
+//! - *Crossed*: a copy that was given back while the home asked for it: the giving back is the answer.
+//! - *Ahead*: pages of a run ([`Message::ReadRun`]) are given if nobody has to lose anything for it; what cannot be had at once
+//!   is skipped.
+//! - *Budget*: a window that has more than `window_pages` pages gives up the oldest, but none that is held, asked for, or
+//!   being taken. So a budget smaller than what one access needs is exceeded for the time of a hold.
 //! - A node that dies (DSM-I4): requests of it are dropped, what it shared is forgotten, acknowledgements of it are not
-//!   waited for, and a page that only it had is *lost*: whoever asks is told, and its access becomes an error.
+//!   waited for, and a page that only it had is *lost*: whoever asks is told, and its access becomes an error. If it may have
+//!   given the page to an asker before it died, the asker is asked ([`Message::Ask`]); who was promised data by it and has
+//!   not got it asks again.
 //! - Nothing a peer says is believed unchecked: what does not fit the state is refused ([`Action::Refuse`]) and changes
 //!   nothing.
 
 mod holder;
 mod home;
 mod message;
+mod pace;
+mod stream;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::{Access, NodeId, PageNo};
-use holder::Copy;
+use holder::{Answer, Copy};
 use home::Entry;
+use stream::Streams;
 
-pub use message::Message;
+pub use message::{Message, RUN_DATA_PAGES, RUN_PAGES, TICKET_MAX, run_pages, version};
 
 /// Where the slices lie: slice n is `size` bytes at `base + n * stride`, and node n is the home of its pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,8 +108,31 @@ pub struct Config {
     pub me: NodeId,
     /// Where the slices lie.
     pub slices: SliceMap,
-    /// How long a page granted to a fault stays, in microseconds. 0: not at all.
+    /// How long a page granted to a fault stays at least, in microseconds. 0: not at all.
     pub hold_us: u64,
+    /// How long it stays at most while it plays ping-pong, in microseconds. Not more than `hold_us`: holds do not adapt.
+    pub hold_max_us: u64,
+    /// Pages of another node's slice that take memory here at most; the oldest are given back. `u64::MAX`: no bound.
+    pub window_pages: u64,
+    /// Pages that a run of reads has fetched ahead at most, up to [`RUN_PAGES`]. 0: nothing is fetched ahead.
+    pub prefetch_pages: u64,
+    /// Pages of a slice at most whose changes are followed, so that they can go as differences. 0: pages go whole.
+    pub twin_pages: u64,
+}
+
+impl Config {
+    /// Node `me`, with nothing but the protocol: no hold, no bound, nothing fetched ahead.
+    pub fn new(me: NodeId, slices: SliceMap) -> Self {
+        Self {
+            me,
+            slices,
+            hold_us: 0,
+            hold_max_us: 0,
+            window_pages: u64::MAX,
+            prefetch_pages: 0,
+            twin_pages: 0,
+        }
+    }
 }
 
 /// What happens to a node.
@@ -114,10 +156,12 @@ pub enum Input {
     NodeDied(NodeId),
     /// The time of [`Node::next_deadline`] has come.
     Tick,
-    /// Bring a page to this node, readable, though no access waits.
+    /// Bring pages of one slice to this node, readable, though no access waits; those that can be had at once.
     Prefetch {
-        /// Which page.
+        /// The first.
         page: PageNo,
+        /// How many, up to [`RUN_PAGES`].
+        count: u64,
     },
     /// Give this node's copy back to its home.
     Release {
@@ -149,8 +193,16 @@ pub enum Action {
     Unprotect(PageNo),
     /// Let the cell access the page no more.
     Zap(PageNo),
-    /// Put the bytes of the message being handled into the page.
+    /// Put the bytes of the message being handled, those of this page, into the page.
     Store(PageNo),
+    /// The page is about to be written, and is soon asked for by others: its bytes have this version still, and what changes
+    /// from now on is worth knowing.
+    Twin {
+        /// Which page.
+        page: PageNo,
+        /// Of its bytes.
+        version: u64,
+    },
     /// Let the cell read (or write) the page, and wake who waits.
     Install {
         /// Which page.
@@ -175,19 +227,37 @@ pub enum Action {
     Refuse(Refusal),
 }
 
-/// Why an input was refused. From an honest peer none of these comes.
+/// Why an input was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
     /// The page belongs to no slice, or to the slice of a node that this message cannot be about.
     Page,
-    /// The sender is dead, unknown, or this node itself.
+    /// The sender, or the node that the message names, is unknown, or this node itself.
     Sender,
-    /// A second request while the first one waits, or one for what the sender has.
+    /// The sender is dead, as this node was told.
+    Dead,
+    /// The message is of another life of its sender. Found by the driver.
+    Epoch,
+    /// The bytes are no message. Found by the driver.
+    Malformed,
+    /// A second request while the first one waits, or one for what the sender has; a thing that was said already.
     Duplicate,
-    /// An answer that nothing waits for.
+    /// An answer to what was never asked.
     Unexpected,
-    /// The message is about another version of the copy.
+    /// The bytes, or what the sender says about them, are of another version than the page's.
     Version,
+    /// The page is in a state in which the message makes no sense.
+    State,
+    /// About a copy that is no more, and was when it was sent.
+    Late,
+}
+
+impl Refusal {
+    /// Does no honest peer say such a thing? Then its link has to be closed. The others are late: the sender could not
+    /// know better.
+    pub fn is_violation(self) -> bool {
+        !matches!(self, Self::Dead | Self::Epoch | Self::Late)
+    }
 }
 
 /// One node's part of the protocol, for all pages that are given to it.
@@ -199,8 +269,15 @@ pub struct Node {
     /// Pages of other homes that this node has or waits for.
     copies: BTreeMap<PageNo, Copy>,
     dead: BTreeSet<NodeId>,
+    /// The last request's ticket.
+    last_ticket: u64,
+    /// The last name that this home gave to bytes of its own.
     last_version: u64,
     deadlines: BTreeSet<(u64, PageNo)>,
+    /// Copies that take memory, the oldest first: see `window`.
+    order: BTreeMap<u64, PageNo>,
+    last_turn: u64,
+    streams: Streams,
 }
 
 /// What is passed down a step.
@@ -227,8 +304,12 @@ impl Node {
             directory: BTreeMap::new(),
             copies: BTreeMap::new(),
             dead: BTreeSet::new(),
+            last_ticket: 0,
             last_version: 0,
             deadlines: BTreeSet::new(),
+            order: BTreeMap::new(),
+            last_turn: 0,
+            streams: Streams::default(),
         }
     }
 
@@ -246,7 +327,7 @@ impl Node {
             Input::Message { from, message } => self.message(from, message, &mut step),
             Input::NodeDied(node) => self.node_died(node, &mut step),
             Input::Tick => self.tick(&mut step),
-            Input::Prefetch { page } => self.prefetch(page, &mut step),
+            Input::Prefetch { page, count } => self.prefetch(page, count, &mut step),
             Input::Release { page } => self.release(page, &mut step),
             Input::Fetch { page, token } => self.fetch(page, token, &mut step),
         }
@@ -258,9 +339,9 @@ impl Node {
         self.deadlines.first().map(|&(at, _)| at)
     }
 
-    /// Pages that are more than plainly at their home: directory entries and copies.
+    /// Pages that are more than plainly at their home: directory entries, and copies that are here or asked for.
     pub fn tracked_pages(&self) -> usize {
-        self.directory.len() + self.copies.len()
+        self.directory.len() + self.live_copies()
     }
 
     fn home(&self, page: PageNo) -> Option<NodeId> {
@@ -271,46 +352,81 @@ impl Node {
         match self.home(page) {
             None => step.refuse(Refusal::Page),
             Some(home) if home == self.config.me => self.home_fault(page, access, step),
-            Some(home) => self.holder_fault(page, home, access, true, step),
+            Some(home) => self.holder_fault(page, home, access, step),
         }
     }
 
-    fn prefetch(&mut self, page: PageNo, step: &mut Step) {
+    fn prefetch(&mut self, page: PageNo, count: u64, step: &mut Step) {
         match self.home(page) {
             None => step.refuse(Refusal::Page),
             Some(home) if home == self.config.me => {}
-            Some(home) if self.has_copy(page) || self.dead.contains(&home) => {}
-            Some(home) => self.holder_fault(page, home, Access::Read, false, step),
+            Some(home) => drop(self.ask_run(page, home, count, false, step)),
         }
     }
 
     fn message(&mut self, from: NodeId, message: Message, step: &mut Step) {
         let me = self.config.me;
-        if from == me || from.0 >= self.config.slices.nodes || self.dead.contains(&from) {
+        if from == me || from.0 >= self.config.slices.nodes {
             return step.refuse(Refusal::Sender);
+        }
+        if self.dead.contains(&from) {
+            return step.refuse(Refusal::Dead);
         }
         let page = message.page();
         let Some(home) = self.home(page) else { return step.refuse(Refusal::Page) };
-        let to_home = home == me;
-        let from_home = home == from;
+        // The last page of a run; of all other messages, the page.
+        let last = PageNo(page.0 + u64::from(message.run().checked_ilog2().unwrap_or(0)));
+        if self.home(last) != Some(home) {
+            return step.refuse(Refusal::Page);
+        }
+        if home == me {
+            self.message_to_home(from, message, step);
+        } else if home == from {
+            self.message_from_home(home, message, step);
+        } else if let Message::Data { access, ticket, version, held, .. } = message {
+            self.granted(page, home, access, ticket, Answer::Bytes(version, held), step);
+        } else {
+            step.refuse(Refusal::Page);
+        }
+    }
+
+    /// From another node, about a page of ours.
+    fn message_to_home(&mut self, from: NodeId, message: Message, step: &mut Step) {
+        let page = message.page();
         match message {
-            Message::Read { .. } if to_home => self.request(page, from, Access::Read, 0, step),
-            Message::Write { held, .. } if to_home => self.request(page, from, Access::Write, held, step),
-            Message::Ack { version, .. } if to_home => self.acked(page, from, version, step),
-            Message::WriteBack { version, kept, .. } if to_home => {
-                self.written_back(page, from, version, kept, step)
+            Message::Read { ticket, held, .. } => self.request(page, from, Access::Read, ticket, held, step),
+            Message::Write { ticket, held, .. } => {
+                self.request(page, from, Access::Write, ticket, held, step)
             }
-            Message::Evict { version, .. } if to_home => self.evicted(page, from, version, step),
-            Message::Data { access, version, .. } if from_home => {
-                self.granted(page, access, version, false, step)
+            Message::ReadRun { ticket, wanted, .. } => self.run_request(page, from, ticket, wanted, step),
+            Message::Ack { ticket, .. } => self.acked(page, from, ticket, step),
+            Message::WriteBack { ticket, kept, version, held, .. } => {
+                self.written_back(page, from, (ticket, kept), version, held, step)
             }
-            Message::Same { version, .. } if from_home => {
-                self.granted(page, Access::Write, version, true, step)
+            Message::Passed { ticket, .. } => self.passed(page, from, ticket, step),
+            Message::Evict { ticket, .. } => self.evicted(page, from, ticket, step),
+            Message::Have { ticket, .. } => self.confirmed(page, from, ticket, step),
+            _ => step.refuse(Refusal::Page),
+        }
+    }
+
+    /// From its home, about a page of that.
+    fn message_from_home(&mut self, home: NodeId, message: Message, step: &mut Step) {
+        let page = message.page();
+        match message {
+            Message::Data { access, ticket, version, held, .. } => {
+                self.granted(page, home, access, ticket, Answer::Bytes(version, held), step)
             }
-            Message::Lost { .. } if from_home => self.lost(page, step),
-            Message::Invalidate { version, .. } if from_home => self.invalidate(page, home, version, step),
-            Message::Downgrade { version, .. } if from_home => self.recall(page, home, version, true, step),
-            Message::Recall { version, .. } if from_home => self.recall(page, home, version, false, step),
+            Message::Same { access, ticket, .. } => {
+                self.granted(page, home, access, ticket, Answer::Same, step)
+            }
+            Message::DataRun { ticket, version, given, skipped, .. } => {
+                self.run_granted(page, home, ticket, version, (given, skipped), step)
+            }
+            Message::Lost { ticket, .. } => self.lost(page, ticket, step),
+            Message::Invalidate { ticket, .. } => self.invalidate(page, home, ticket, step),
+            Message::Recall { .. } => self.recall(home, message, step),
+            Message::Ask { ticket, confirm, .. } => self.asked(page, home, ticket, confirm, step),
             _ => step.refuse(Refusal::Page),
         }
     }
@@ -335,10 +451,5 @@ impl Node {
                 self.holder_tick(page, step);
             }
         }
-    }
-
-    fn new_version(&mut self) -> u64 {
-        self.last_version += 1;
-        self.last_version
     }
 }

@@ -27,7 +27,7 @@ pub struct TestNode {
     start: Instant,
 }
 
-/// Frames on the socket: a little-endian u16 of length, then that many bytes. Length 0 is a mark.
+/// Frames on the socket: a little-endian u32 of length, then that many bytes. Length 0 is a mark.
 struct Out<'a>(&'a TestNode);
 
 impl Outbox for Out<'_> {
@@ -45,7 +45,7 @@ type Step<'a> = &'a dyn Fn(&mut Driver<Arc<SliceMemory>>, u64, &mut Out<'_>) -> 
 impl TestNode {
     /// Starts node `me` with a socket to the other one. Its threads end with the process.
     fn start(me: u16, socket: UnixStream) -> Arc<Self> {
-        let config = Config { me: NodeId(me), slices: SLICES, hold_us: 200 };
+        let config = Config { hold_us: 200, ..Config::new(NodeId(me), SLICES) };
         let kind = |slice| if slice == me { SliceKind::Own } else { SliceKind::Window };
         let memory = |slice| Arc::new(SliceMemory::new(SLICES.size as usize, kind(slice)).unwrap());
         let memories: Vec<_> = (0..SLICES.nodes).map(memory).collect();
@@ -73,7 +73,7 @@ impl TestNode {
     }
 
     fn write(&self, frame: &[u8]) {
-        let mut bytes = (frame.len() as u16).to_le_bytes().to_vec();
+        let mut bytes = (frame.len() as u32).to_le_bytes().to_vec();
         bytes.extend_from_slice(frame);
         self.socket.lock().unwrap().write_all(&bytes).unwrap();
     }
@@ -103,9 +103,9 @@ impl TestNode {
 
     fn serve_frames(&self, mut socket: UnixStream, marks: &Sender<()>) {
         let from = NodeId(1 - self.me.0);
-        let mut length = [0; 2];
+        let mut length = [0; 4];
         while socket.read_exact(&mut length).is_ok() {
-            let mut frame = vec![0; usize::from(u16::from_le_bytes(length))];
+            let mut frame = vec![0; u32::from_le_bytes(length) as usize];
             socket.read_exact(&mut frame).unwrap();
             if frame.is_empty() {
                 // Nobody waits any more when the process ends.

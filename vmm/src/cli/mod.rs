@@ -214,6 +214,9 @@ pub struct UpArgs {
     /// Longest time that a node polls for a page before it sleeps, in microseconds; 0 to sleep at once
     #[arg(long, default_value_t = BUSY_POLL_US, value_name = "US")]
     dsm_poll_us: u64,
+    /// Memory of each node for pages of the others; without it, as much as they have
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    window_memory: Option<u64>,
     /// Give up if the cells are not up after this many seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     timeout: u64,

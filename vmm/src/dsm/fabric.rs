@@ -32,8 +32,8 @@ impl Handler for Dsm {
         match (from, header.kind) {
             (Peer::Node(node), Kind::Dsm) => {
                 let node = u16::try_from(node).map_err(|_| Violation(format!("{from} is no node")))?;
-                Dsm::message(self, NodeId(node), payload);
-                Ok(())
+                Dsm::message(self, NodeId(node), payload)
+                    .map_err(|why| Violation(format!("it broke the DSM's protocol ({why:?})")))
             }
             (_, kind) => Err(Violation(format!("a {kind:?} message from {from} among those of the DSM"))),
         }

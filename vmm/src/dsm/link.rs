@@ -106,8 +106,10 @@ impl LocalLinks {
 fn run(queue: &Receiver<Frame>, dsm: &Weak<Dsm>, stop: &Stop) {
     while !stop.is_triggered() {
         let Some(dsm) = dsm.upgrade() else { return };
-        if let Ok((from, frame)) = queue.recv_timeout(std::time::Duration::from_millis(20)) {
-            dsm.message(from, &frame);
+        if let Ok((from, frame)) = queue.recv_timeout(std::time::Duration::from_millis(20))
+            && let Err(why) = dsm.message(from, &frame)
+        {
+            log::error!("{from} broke the DSM's protocol ({why:?})");
         }
     }
 }

@@ -19,7 +19,7 @@ use ssi_dsm::memory::PAGE_SIZE;
 use ssi_dsm::protocol::{Config, SliceMap};
 use ssi_dsm::{Access, NodeId};
 
-use super::{Dsm, StreamLinks, Tuning};
+use super::{BUSY_POLL_US, Dsm, StreamLinks, Tuning};
 use crate::worker::{Exit, Worker};
 
 /// Set for the processes that a rig starts.
@@ -36,13 +36,38 @@ pub struct Layout {
     pub nodes: u16,
     /// Of each slice: a multiple of 2 MiB, at most 1 GiB.
     pub slice_bytes: u64,
-    /// How long a granted page stays, in microseconds.
+    /// How long a granted page stays at least, in microseconds.
     pub hold_us: u64,
+    /// How long it stays at most.
+    pub hold_max_us: u64,
+    /// Pages that are fetched ahead at most.
+    pub prefetch_pages: u64,
+    /// Pages of a window that take memory at most; `u64::MAX`: no bound.
+    pub window_pages: u64,
+    /// Pages of a slice whose changes are followed, for differences.
+    pub twin_pages: u64,
     /// See [`Tuning`].
     pub busy_poll_us: u64,
     /// Has each node processors of its own? Nodes of a cluster have: two that share one are woken by a switch of threads, which
     /// no message between machines is. With fewer processors than nodes, nodes 0 and 1 are apart.
     pub apart: bool,
+}
+
+impl Layout {
+    /// So many nodes with slices of so many bytes: no hold, no bound, nothing fetched ahead, placed by the scheduler.
+    pub fn new(nodes: u16, slice_bytes: u64) -> Self {
+        Self {
+            nodes,
+            slice_bytes,
+            hold_us: 0,
+            hold_max_us: 0,
+            prefetch_pages: 0,
+            window_pages: u64::MAX,
+            twin_pages: 0,
+            busy_poll_us: BUSY_POLL_US,
+            apart: false,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,9 +94,16 @@ impl RigNode {
         if layout.apart {
             place(me, layout.nodes)?;
         }
-        let Layout { nodes, slice_bytes, hold_us, busy_poll_us, .. } = layout;
+        let Layout { nodes, slice_bytes, busy_poll_us, .. } = layout;
         let slices = SliceMap { base: 4 << 30, stride: 1 << 30, size: slice_bytes, nodes };
-        let dsm = Dsm::new(Config { me, slices, hold_us })?;
+        let dsm = Dsm::new(Config {
+            hold_us: layout.hold_us,
+            hold_max_us: layout.hold_max_us,
+            prefetch_pages: layout.prefetch_pages,
+            window_pages: layout.window_pages,
+            twin_pages: layout.twin_pages,
+            ..Config::new(me, slices)
+        })?;
         let (links, exit) = (Arc::new(StreamLinks::new(nodes)), Exit::new()?);
         dsm.start(links.clone(), &exit, Tuning { busy_poll_us })?;
         Ok(Self { me, dsm, layout, links, exit })

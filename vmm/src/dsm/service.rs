@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventOps, EventSet, Events};
 use ssi_dsm::driver::{Counters, Driver, Outbox};
 use ssi_dsm::memory::{self, PAGE_SIZE, RUN_SIZE, SliceKind, SliceMemory};
-use ssi_dsm::protocol::{Config, SliceMap};
+use ssi_dsm::protocol::{Config, Refusal, SliceMap};
 use ssi_dsm::{NodeId, PageNo, wire};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
@@ -64,6 +64,9 @@ pub struct PageLost;
 
 type Bytes = Box<[u8; PAGE_SIZE]>;
 type FetchDone = Box<dyn FnOnce(Result<Bytes, PageLost>) + Send>;
+
+/// Pages that a node fetches ahead of a run of reads, at most.
+pub const PREFETCH_PAGES: u64 = ssi_dsm::protocol::RUN_PAGES as u64;
 
 /// How a node's threads serve its slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +128,7 @@ struct Out<'a> {
     link: Option<&'a dyn Link>,
     fetches: &'a mut BTreeMap<u64, FetchDone>,
     done: Vec<(FetchDone, Result<Bytes, PageLost>)>,
+    violation: Option<Refusal>,
 }
 
 impl Outbox for Out<'_> {
@@ -139,6 +143,10 @@ impl Outbox for Out<'_> {
         if let Some(done) = self.fetches.remove(&token) {
             self.done.push((done, bytes.map(|bytes| Box::new(*bytes)).ok_or(PageLost)));
         }
+    }
+
+    fn violation(&mut self, _: NodeId, why: Refusal) {
+        self.violation = Some(why);
     }
 }
 
@@ -248,12 +256,16 @@ impl Dsm {
         Ok(())
     }
 
-    /// A frame came from `from`. Never blocks. Frames that make no sense are counted.
-    pub fn message(&self, from: NodeId, frame: &[u8]) {
+    /// A frame came from `from`. Never blocks. Frames that do not fit are counted, and change nothing.
+    ///
+    /// # Errors
+    /// No honest node sends this frame: the connection has to be closed.
+    pub fn message(&self, from: NodeId, frame: &[u8]) -> Result<(), Refusal> {
         // Which slice; the driver checks everything again.
         let page = wire::Packet::new_checked(frame).map(|packet| PageNo(packet.page_number()));
         let slice = page.ok().and_then(|page| self.config.slices.home(page)).unwrap_or(self.config.me);
-        self.with(usize::from(slice.0), |driver, now, out| driver.message(from, frame, now, out));
+        self.with(usize::from(slice.0), |driver, now, out| driver.message(from, frame, now, out))
+            .map_or(Ok(()), Err)
     }
 
     /// Takes the reading half of the connection to another node for the thread of that node's slice: a fault and its answer
@@ -345,19 +357,19 @@ impl Dsm {
         &self,
         slice: usize,
         event: impl FnOnce(&mut Driver<Arc<SliceMemory>>, u64, &mut Out<'_>) -> Result<(), memory::Error>,
-    ) {
+    ) -> Option<Refusal> {
         let running = self.running.get();
         let mut guard = self.lock(slice);
         let state = &mut *guard;
         if state.broken {
             state.fetches.clear();
-            return;
+            return None;
         }
         let now = self.now_us();
         let link = running.map(|running| running.link.as_ref());
-        let mut out = Out { link, fetches: &mut state.fetches, done: vec![] };
+        let mut out = Out { link, fetches: &mut state.fetches, done: vec![], violation: None };
         let result = event(&mut state.driver, now, &mut out);
-        let done = out.done;
+        let (done, violation) = (out.done, out.violation);
         let result = result.map_err(anyhow::Error::from).and_then(|()| state.set_timer(now));
         if let Err(error) = result {
             // The page's state is unknown now: going on could show stale memory.
@@ -372,6 +384,7 @@ impl Dsm {
         for (done, bytes) in done {
             done(bytes);
         }
+        violation
     }
 }
 

@@ -14,7 +14,7 @@ const STRIDE: u64 = 1 << 30;
 
 fn config(me: u16, nodes: u16) -> Config {
     let slices = SliceMap { base: BASE, stride: STRIDE, size: 4 << 20, nodes };
-    Config { me: NodeId(me), slices, hold_us: 200 }
+    Config { hold_us: 200, ..Config::new(NodeId(me), slices) }
 }
 
 /// Nodes of one process.
@@ -69,7 +69,8 @@ impl Drop for Cluster {
         if !thread::panicking() {
             assert!(!self.exit.is_triggered(), "a worker has failed");
             for counters in self.dsms.iter().flat_map(|dsm| dsm.counters()) {
-                assert_eq!((counters.malformed_count, counters.refused_count.len()), (0, 0), "{counters:?}");
+                // Messages that are late are part of the protocol.
+                assert!(!counters.refused_count.keys().any(|why| why.is_violation()), "{counters:?}");
             }
         }
     }
@@ -180,7 +181,7 @@ fn dsm_i4_an_access_to_a_dead_nodes_page_is_an_error_and_nothing_waits() {
 #[test]
 fn a_layout_that_cannot_be_is_refused_with_its_reason() {
     let good = config(0, 2).slices;
-    let with = |slices, me| Dsm::new(Config { me: NodeId(me), slices, hold_us: 0 }).unwrap_err().to_string();
+    let with = |slices, me| Dsm::new(Config::new(NodeId(me), slices)).unwrap_err().to_string();
     assert!(with(good, 2).contains("this node has no slice"));
     assert!(with(SliceMap { size: 4096, ..good }, 0).contains("multiples of 2 MiB"));
     assert!(with(SliceMap { size: 2 << 30, ..good }, 0).contains("at most the stride"));

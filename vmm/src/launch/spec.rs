@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use ssi_proto::device::{MAX_CELLS, SLICE_ALIGN};
+use ssi_proto::device::{MAX_CELLS, PAGE_SIZE, SLICE_ALIGN};
 
 use crate::dsm::BUSY_POLL_US;
 
@@ -23,6 +23,8 @@ pub const MEMORY_MAX_BYTES: u64 = 512 << 30;
 pub const VCPUS_MAX: u32 = 8;
 /// Longest time that a thread of the DSM may poll, in microseconds.
 pub const BUSY_POLL_MAX_US: u64 = 10_000;
+/// Least pages of a window: a few instructions' worth, and what is fetched ahead.
+pub const WINDOW_PAGES_MIN: u64 = 256;
 /// Most bytes of a Unix socket's path (unix(7)).
 pub const SOCKET_PATH_MAX: usize = 107;
 /// Most characters of a cluster's name: it is part of socket paths, which end at 107 bytes.
@@ -82,11 +84,13 @@ pub struct ClusterSpec {
 pub struct DsmSpec {
     /// The longest time that a thread polls for a message before it sleeps, in microseconds, at most 10,000; 0: it sleeps at once.
     pub busy_poll_us: u64,
+    /// Memory of a node for pages of the others, in bytes, divided evenly among its windows; `None`: no bound.
+    pub window_memory_bytes: Option<u64>,
 }
 
 impl Default for DsmSpec {
     fn default() -> Self {
-        Self { busy_poll_us: BUSY_POLL_US }
+        Self { busy_poll_us: BUSY_POLL_US, window_memory_bytes: None }
     }
 }
 
@@ -297,10 +301,25 @@ impl ClusterSpec {
                 self.dsm.busy_poll_us
             ));
         }
+        if let Some(bytes) = self.dsm.window_memory_bytes
+            && self.window_pages() < WINDOW_PAGES_MIN
+        {
+            return refuse(format!(
+                "{bytes} bytes of window memory: {} nodes need at least {} MiB",
+                self.nodes,
+                ((u64::from(self.nodes) - 1) * WINDOW_PAGES_MIN * PAGE_SIZE) >> 20
+            ));
+        }
         if self.root.lower.is_empty() {
             return refuse("the root file system has no layer");
         }
         Ok(())
+    }
+
+    /// Pages of another node's slice that may take memory in a node.
+    pub fn window_pages(&self) -> u64 {
+        let windows = u64::from(self.nodes).saturating_sub(1).max(1);
+        self.dsm.window_memory_bytes.map_or(u64::MAX, |bytes| bytes / PAGE_SIZE / windows)
     }
 
     /// Bytes of each node's slice.

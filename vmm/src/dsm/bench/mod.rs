@@ -20,7 +20,7 @@ use ssi_dsm::memory::PAGE_SIZE;
 use ssi_dsm::{Access, NodeId};
 
 use super::rig::{self, Layout, Program, Rig, RigNode};
-use super::{BUSY_POLL_US, measured_hold_us};
+use super::{HOLD_MAX_US, PREFETCH_PAGES, measured_hold_us};
 use report::Report;
 
 const HOME: NodeId = NodeId(0);
@@ -82,7 +82,14 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<String> {
 }
 
 fn start(nodes: u16, hold_us: u64) -> anyhow::Result<Rig> {
-    let layout = Layout { nodes, slice_bytes: SLICE_BYTES, hold_us, busy_poll_us: BUSY_POLL_US, apart: true };
+    let hold_max_us = if hold_us == 0 { 0 } else { HOLD_MAX_US };
+    let layout = Layout {
+        hold_us,
+        hold_max_us,
+        prefetch_pages: PREFETCH_PAGES,
+        apart: true,
+        ..Layout::new(nodes, SLICE_BYTES)
+    };
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     Rig::start(ME, layout, &args)
 }

@@ -88,3 +88,15 @@ fn polling_longer_than_a_hold_is_refused() {
     spec.dsm.busy_poll_us += 1;
     assert!(spec.check().unwrap_err().0.contains("10001 us of polling"));
 }
+
+#[test]
+fn window_memory_is_divided_among_the_windows_and_too_little_is_refused() {
+    let mut spec = spec();
+    assert_eq!(spec.window_pages(), u64::MAX);
+    spec.nodes = 5;
+    spec.dsm.window_memory_bytes = Some(64 << 20);
+    spec.check().unwrap();
+    assert_eq!(spec.window_pages(), 4096);
+    spec.dsm.window_memory_bytes = Some((4 << 20) - 1);
+    assert!(spec.check().unwrap_err().0.contains("5 nodes need at least 4 MiB"));
+}

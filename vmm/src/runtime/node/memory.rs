@@ -8,7 +8,7 @@ use ssi_dsm::protocol::{Config, SliceMap};
 use ssi_proto::device::{PAGE_SIZE, PageStatus, SLICE0_BASE};
 
 use super::fetch::PageSource;
-use crate::dsm::{Dsm, measured_hold_us};
+use crate::dsm::{Dsm, HOLD_MAX_US, PREFETCH_PAGES, measured_hold_us};
 use crate::launch::ClusterSpec;
 use crate::launch::spec::LOW_RAM_BYTES;
 use crate::machine::RamRegion;
@@ -36,7 +36,13 @@ impl Memory {
         };
         let hold_us = measured_hold_us()?;
         log::info!("a page that was granted is held for {hold_us} us");
-        let dsm = Dsm::new(Config { me: NodeId(u16::try_from(node)?), slices, hold_us })?;
+        let dsm = Dsm::new(Config {
+            hold_us,
+            hold_max_us: HOLD_MAX_US,
+            prefetch_pages: PREFETCH_PAGES,
+            window_pages: spec.window_pages(),
+            ..Config::new(NodeId(u16::try_from(node)?), slices)
+        })?;
         Ok(Arc::new(Self { low: RamRegion::low(LOW_RAM_BYTES)?, dsm }))
     }
 
