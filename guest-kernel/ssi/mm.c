@@ -27,6 +27,7 @@
 #include "lazy.h"
 #include "move.h"
 #include "rpc.h"
+#include "shared.h"
 
 /* Attributes of a mapping that are made anew from the image; protection and MAP_SHARED have their own ways. */
 #define CARRIED	(VM_GROWSDOWN | VM_LOCKED | VM_LOCKONFAULT | VM_DONTCOPY | VM_DONTDUMP | VM_WIPEONFORK | VM_HUGEPAGE | \
@@ -58,6 +59,8 @@ static int check_vma(struct ssi_save *s, struct vm_area_struct *vma)
 		return ssi_why(s, "it handles page faults at %lx itself (userfaultfd)", vma->vm_start);
 	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_MIXEDMAP))
 		return ssi_why(s, "it maps a device at %lx", vma->vm_start);
+	if (s->live && ssi_shared_vma(vma))
+		return 0;
 	if (vma->vm_flags & VM_SHARED)
 		return ssi_why(s, "it maps shared writable memory at %lx", vma->vm_start);
 	if (vma_is_anonymous(vma))
@@ -104,6 +107,36 @@ static int mm_check(struct ssi_save *s)
 	return err;
 }
 
+/* The region of @vma, with a reference until the move is over. */
+static int hold_region(struct ssi_save *s, struct vm_area_struct *vma, u64 *id)
+{
+	int err;
+
+	if (s->nregions == s->regions_room) {
+		u32 room = s->regions_room * 2 ?: 16;
+		u64 *regions = kvrealloc(s->regions, room * sizeof(*regions), GFP_KERNEL);
+
+		if (!regions)
+			return -ENOMEM;
+		s->regions = regions;
+		s->regions_room = room;
+	}
+	err = ssi_shared_get(vma->vm_file, id);
+	if (err)
+		return ssi_why(s, "the shared memory at %lx cannot be lent (error %d)", vma->vm_start, err);
+	s->regions[s->nregions++] = *id;
+	return 0;
+}
+
+static void mm_release(struct ssi_save *s, bool moved)
+{
+	while (s->nregions)
+		ssi_shared_put(s->regions[--s->nregions]);
+	kvfree(s->regions);
+	s->regions = NULL;
+	s->regions_room = 0;
+}
+
 static int save_vma(struct ssi_save *s, struct vm_area_struct *vma, char *buf)
 {
 	struct ssi_rec_vma rec = {
@@ -115,7 +148,15 @@ static int save_vma(struct ssi_save *s, struct vm_area_struct *vma, char *buf)
 	};
 	char *path = NULL;
 
-	if (!vma_is_anonymous(vma)) {
+	if (s->live && ssi_shared_vma(vma)) {
+		u64 id;
+		int err = hold_region(s, vma, &id);
+
+		if (err)
+			return err;
+		rec.region = id;
+		rec.flags |= vma->vm_flags & VM_MAYWRITE ? SSI_VMA_MAYWRITE : 0;
+	} else if (!vma_is_anonymous(vma)) {
 		path = ssi_path_of(&vma->vm_file->f_path, buf, PATH_MAX);
 		if (IS_ERR(path))
 			return ssi_why(s, "the file %pD4, mapped at %lx, has no path that leads to it", vma->vm_file,
@@ -248,8 +289,9 @@ static int check_vma_rec(struct ssi_restore *r, struct ssi_rec *raw, u64 *end)
 		return ssi_bad_image(r, "mapping with a bad path");
 	if (v->start < *end || v->end <= v->start || v->end > TASK_SIZE_MAX || (v->start | v->end) & ~PAGE_MASK)
 		return ssi_bad_image(r, "mapping %llx-%llx: bad or not in order", v->start, v->end);
-	if (v->vm_flags & ~(u64)SAVED || v->flags & ~(SSI_VMA_SHARED | SSI_VMA_ANON) ||
-	    (v->flags & SSI_VMA_SHARED && !v->path_len) || v->pgoff > ULONG_MAX >> PAGE_SHIFT)
+	if (v->vm_flags & ~(u64)SAVED || v->flags & ~(SSI_VMA_SHARED | SSI_VMA_ANON | SSI_VMA_MAYWRITE) ||
+	    (v->flags & SSI_VMA_SHARED && !v->path_len && !v->region) || (v->region && (v->path_len || !r->live)) ||
+	    v->pgoff > ULONG_MAX >> PAGE_SHIFT)
 		return ssi_bad_image(r, "mapping %llx: bad flags %llx, %x", v->start, v->vm_flags, v->flags);
 	*end = v->end;
 	return 0;
@@ -291,7 +333,14 @@ static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 	LIST_HEAD(uf);
 	int err;
 
-	if (v->path_len) {
+	if (v->region) {
+		file = ssi_shared_open(v->region, v->flags & SSI_VMA_MAYWRITE && v->flags & SSI_VMA_SHARED);
+		if (IS_ERR(file)) {
+			pr_notice_ratelimited("image of %d: shared memory at %llx: error %ld\n", r->hdr->pid, v->start,
+					      PTR_ERR(file));
+			return PTR_ERR(file);
+		}
+	} else if (v->path_len) {
 		if (!S_ISREG(v->mode))
 			return ssi_bad_image(r, "mapping %s: not a regular file", v->path);
 		file = ssi_reopen(r, v->path, O_RDONLY | O_LARGEFILE, v->mode, v->uid, v->gid);
@@ -469,6 +518,7 @@ const struct ssi_resource ssi_res_mm = {
 	.recs = mm_recs,
 	.check = mm_check,
 	.save = mm_save,
+	.release = mm_release,
 	.prepare = mm_prepare,
 	.commit = mm_commit,
 	.abort = mm_abort,

@@ -58,6 +58,8 @@ struct ssi_save {
 	bool pending_taken;
 	struct ssi_rfile_ref *refs;	/* names given to descriptors that stay */
 	u32 nrefs;
+	u64 *regions;			/* of shared memory, with a reference each */
+	u32 nregions, regions_room;
 };
 
 struct ssi_restore {
