@@ -322,6 +322,44 @@ static int share_anon_vma(struct mm_struct *mm, const struct ssi_rec_vma *v)
 	return v->flags & SSI_VMA_ANON && vma ? anon_vma_prepare(vma) : 0;
 }
 
+/*
+ * The file to map @v's region through. Mappings that had one open file have one again: mprotect(2) can join them, and shmdt(2)
+ * finds all parts of an attach.
+ */
+static struct file *open_region(struct ssi_restore *r, const struct ssi_rec_vma *v)
+{
+	bool write = v->flags & SSI_VMA_MAYWRITE && v->flags & SSI_VMA_SHARED;
+	struct ssi_opened_region *o;
+
+	list_for_each_entry(o, &r->regions, list)
+		if (o->id == v->region && o->write == write)
+			return get_file(o->file);
+	o = kmalloc(sizeof(*o), GFP_KERNEL);
+	if (!o)
+		return ERR_PTR(-ENOMEM);
+	*o = (struct ssi_opened_region){ .id = v->region, .write = write, .file = ssi_shared_open(v->region, write) };
+	if (IS_ERR(o->file)) {
+		struct file *failed = o->file;
+
+		pr_notice_ratelimited("image of %d: shared memory at %llx: error %ld\n", r->hdr->pid, v->start, PTR_ERR(failed));
+		kfree(o);
+		return failed;
+	}
+	list_add(&o->list, &r->regions);
+	return get_file(o->file);
+}
+
+static void close_regions(struct ssi_restore *r)
+{
+	struct ssi_opened_region *o, *next;
+
+	list_for_each_entry_safe(o, next, &r->regions, list) {
+		fput(o->file);
+		kfree(o);
+	}
+	INIT_LIST_HEAD(&r->regions);
+}
+
 static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 {
 	unsigned long prot = (v->vm_flags & VM_READ ? PROT_READ : 0) | (v->vm_flags & VM_WRITE ? PROT_WRITE : 0) |
@@ -334,12 +372,9 @@ static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 	int err;
 
 	if (v->region) {
-		file = ssi_shared_open(v->region, v->flags & SSI_VMA_MAYWRITE && v->flags & SSI_VMA_SHARED);
-		if (IS_ERR(file)) {
-			pr_notice_ratelimited("image of %d: shared memory at %llx: error %ld\n", r->hdr->pid, v->start,
-					      PTR_ERR(file));
+		file = open_region(r, v);
+		if (IS_ERR(file))
 			return PTR_ERR(file);
-		}
 	} else if (v->path_len) {
 		if (!S_ISREG(v->mode))
 			return ssi_bad_image(r, "mapping %s: not a regular file", v->path);
@@ -371,7 +406,7 @@ static int prepare_vmas(struct ssi_restore *r)
 {
 	struct ssi_rec *raw;
 	u64 end = mmap_min_addr;
-	int err;
+	int err = 0;
 
 	ssi_for_each_rec(r, raw, SSI_REC_VMA) {
 		err = check_vma_rec(r, raw, &end);
@@ -381,9 +416,10 @@ static int prepare_vmas(struct ssi_restore *r)
 	ssi_for_each_rec(r, raw, SSI_REC_VMA) {
 		err = map_vma(r, (const void *)raw->data);
 		if (err)
-			return err;
+			break;
 	}
-	return 0;
+	close_regions(r);
+	return err;
 }
 
 static int prepare_exe(struct ssi_restore *r, const struct ssi_rec_mm *m)

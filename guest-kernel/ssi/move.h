@@ -62,6 +62,14 @@ struct ssi_save {
 	u32 nregions, regions_room;
 };
 
+/* A region while it is mapped. */
+struct ssi_opened_region {
+	struct list_head list;
+	u64 id;
+	bool write;
+	struct file *file;
+};
+
 struct ssi_restore {
 	struct ssi_source *src;
 	struct list_head recs;		/* of struct ssi_rec */
@@ -75,6 +83,7 @@ struct ssi_restore {
 
 	struct mm_struct *old_mm, *new_mm;
 	u32 old_personality;
+	struct list_head regions;	/* of struct ssi_opened_region */
 	struct ssi_lazy *lazy;
 	struct file **files;
 	u32 nfiles;

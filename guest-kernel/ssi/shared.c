@@ -111,6 +111,8 @@ static struct ssi_region *new_region(struct file *file)
 	spin_lock_init(&region->lock);
 	xa_init(&region->lent);
 	region->kind = shmem_mapping(file->f_mapping) ? SSI_SHM_KIND_MEMORY : SSI_SHM_KIND_FILE;
+	if (ssi_shm_of_file(file, &region->shmid))
+		region->kind = SSI_SHM_KIND_SYSV;
 	region->path = file->f_path;
 	path_get(&region->path);
 	region->inode = file->f_mapping->host;

@@ -75,11 +75,24 @@ static int fill_about(struct ssi_region *region, struct ssi_shm_about *about)
 	return 0;
 }
 
+/* The caller has a reference of its own. */
+void ssi_region_claim(struct ssi_region *region, u32 cell)
+{
+	bool first;
+
+	spin_lock(&region->lock);
+	first = !region->claims[cell]++;
+	spin_unlock(&region->lock);
+	if (first)
+		refcount_inc(&region->ref);
+	if (!ssi_cell_alive(cell))	/* cell_died() may have passed before */
+		ssi_region_unclaim(region, cell, U32_MAX);
+}
+
 static ssize_t handle_claim(struct ssi_request *req)
 {
 	const struct ssi_shm_id *op = req->body;
 	struct ssi_region *region;
-	bool first;
 	int err;
 
 	if (req->len != sizeof(*op))
@@ -88,15 +101,8 @@ static ssize_t handle_claim(struct ssi_request *req)
 	if (!region)
 		return -ESTALE;
 	err = fill_about(region, req->reply);
-	if (!err) {
-		spin_lock(&region->lock);
-		first = !region->claims[req->cell]++;
-		spin_unlock(&region->lock);
-		if (first)
-			refcount_inc(&region->ref);
-		if (!ssi_cell_alive(req->cell))	/* cell_died() may have passed before */
-			ssi_region_unclaim(region, req->cell, U32_MAX);
-	}
+	if (!err)
+		ssi_region_claim(region, req->cell);
 	ssi_region_put(region);
 	return err ?: sizeof(struct ssi_shm_about);
 }
@@ -109,18 +115,22 @@ static void end_writers(struct ssi_region *region, s32 count)
 
 void ssi_region_unclaim(struct ssi_region *region, u32 cell, u32 count)
 {
-	s32 writers = 0;
+	s32 writers = 0, attaches = 0;
 	bool last;
 
 	spin_lock(&region->lock);
 	last = region->claims[cell] && region->claims[cell] <= count;
 	region->claims[cell] -= min(count, region->claims[cell]);
-	if (last)
+	if (last) {
 		swap(writers, region->writers[cell]);
+		swap(attaches, region->attaches[cell]);
+	}
 	spin_unlock(&region->lock);
 	if (!last)
 		return;
 	end_writers(region, writers);
+	if (attaches > 0)
+		ssi_shm_attach(region->shmid, -attaches, 0);
 	ssi_region_return_all(region, cell);
 	ssi_region_put(region);
 }
@@ -214,6 +224,8 @@ static ssize_t handle_fault(struct ssi_request *req)
 
 static struct file *open_for(struct ssi_region *region, int flags)
 {
+	if (region->kind == SSI_SHM_KIND_SYSV)
+		return ssi_shm_file(region->shmid, 0, flags);
 	return dentry_open(&region->path, flags | O_LARGEFILE, current_cred());
 }
 

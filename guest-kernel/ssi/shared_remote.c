@@ -200,14 +200,26 @@ static int add_writer(struct ssi_object *object)
 	return err;
 }
 
+static void drop_writer(struct ssi_object *object, struct vm_area_struct *vma)
+{
+	if (!counts(vma))
+		return;
+	mutex_lock(&object->lock);
+	if (!--object->writers)
+		tell_writers(object, -1);
+	mutex_unlock(&object->lock);
+}
+
 static void object_open(struct vm_area_struct *vma)
 {
 	struct ssi_object *object = file_inode(vma->vm_file)->i_private;
 
+	if (object->kind == SSI_SHM_KIND_SYSV)
+		ssi_object_attach(object, 1);
 	if (!counts(vma))
 		return;
 	mutex_lock(&object->lock);
-	object->writers++;	/* of a mapping that is there already */
+	object->writers++;	/* beside that of a mapping that is there already */
 	mutex_unlock(&object->lock);
 }
 
@@ -215,12 +227,9 @@ static void object_close(struct vm_area_struct *vma)
 {
 	struct ssi_object *object = file_inode(vma->vm_file)->i_private;
 
-	if (!counts(vma))
-		return;
-	mutex_lock(&object->lock);
-	if (!--object->writers)
-		tell_writers(object, -1);
-	mutex_unlock(&object->lock);
+	drop_writer(object, vma);
+	if (object->kind == SSI_SHM_KIND_SYSV)
+		ssi_object_attach(object, -1);
 }
 
 static const struct vm_operations_struct object_vm_ops = {
@@ -232,9 +241,19 @@ static const struct vm_operations_struct object_vm_ops = {
 int ssi_object_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct ssi_object *object = file_inode(file)->i_private;
+	int err = counts(vma) ? add_writer(object) : 0;
 
+	if (err)
+		return err;
+	if (object->kind == SSI_SHM_KIND_SYSV) {
+		err = ssi_object_attach(object, 1);
+		if (err) {
+			drop_writer(object, vma);
+			return err;
+		}
+	}
 	vma->vm_ops = &object_vm_ops;
-	return counts(vma) ? add_writer(object) : 0;
+	return 0;
 }
 
 /* ---- what the home takes back ---- */

@@ -27,7 +27,7 @@ enum {
 	OP_SHM_FALLOCATE,		/* ssi_shm_range: @flags is the mode; bytes */
 	OP_SHM_SYNC,			/* ssi_shm_range: bytes; @flags: data only */
 	OP_SHM_SEALS,			/* ssi_shm_range: @flags is the command, @first its argument -> le32 */
-	OP_SHM_WRITERS,			/* ssi_shm_id: @count more (or less) writable mappings; ssi_shm_range for the check */
+	OP_SHM_WRITERS,			/* ssi_shm_id: @count more (or less) writable mappings */
 	OP_SHM_ATTACH,			/* ssi_shm_attach: of a System V segment */
 	OP_SHM_CTL,			/* ssi_shm_ctl: shmctl(2), shmat(2) of another cell's segment */
 };
@@ -110,6 +110,7 @@ bool ssi_region_claimed(struct ssi_region *region, u32 cell);
 /* The frame of page @index, now lent to @cell; with @create false only if that needs no waiting. 0 or -errno. */
 int ssi_region_lend(struct ssi_region *region, pgoff_t index, u32 cell, bool create, bool write, u64 *phys);
 void ssi_region_return_all(struct ssi_region *region, u32 cell);
+void ssi_region_claim(struct ssi_region *region, u32 cell);
 /* @count uses of @cell end; the last one returns all that was lent to it. */
 void ssi_region_unclaim(struct ssi_region *region, u32 cell, u32 count);
 u64 ssi_region_lent_now(u32 cell);				/* pages that @cell has of this one */
@@ -140,6 +141,7 @@ struct file *ssi_object_file(struct inode *inode, unsigned int flags);	/* takes 
 int ssi_object_stat(struct ssi_object *object);			/* brings the inode up to date */
 extern const struct file_operations ssi_object_fops;
 extern const struct inode_operations ssi_object_iops;
+int ssi_object_attach(struct ssi_object *object, s32 count);	/* of a System V segment: tells nattch */
 int ssi_object_mmap(struct file *file, struct vm_area_struct *vma);
 
 extern struct ssi_shared_stats {

@@ -182,6 +182,8 @@ static inline void run_workers(struct mover *m, int count, void (*work)(struct m
 			if (m->mode == ONCE && i == count - 1)
 				move_to(m, 1 % m->cells);
 			work(m, i, arg);
+			if (m->mode != STAY)
+				printf("process %d: %d moves\n", i, m->moves);
 			_exit(0);
 		}
 	}
