@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Open files (MIG-6). Regular files and directories are opened anew by their path, with flags and offset; terminals and
- * pipes stay where they are and become remote descriptors (rfile.h). Descriptors that share one open file go on sharing it.
+ * Open files (MIG-6). Regular files and directories are opened anew by their path, with flags and offset; terminals,
+ * pipes and files in memory stay where they are and become remote descriptors (rfile.h). Descriptors that share one open file go on sharing it.
  */
 #define pr_fmt(fmt) "ssi: " fmt
 
@@ -97,14 +97,14 @@ static int file_kind(struct ssi_save *s, struct file *file, unsigned int fd, lon
 	case S_IFDIR:
 		if (has_locks(file))
 			return ssi_why(s, "it holds a lock or lease on descriptor %u (%pD4)", fd, file);
+		if (remote)		/* it is in one cell's memory */
+			return SSI_FILE_REMOTE;
 		if (d_unlinked(file->f_path.dentry))
-			return remote ? SSI_FILE_REMOTE :
-					ssi_why(s, "descriptor %u is a deleted file (%pD4)", fd, file);
+			return ssi_why(s, "descriptor %u is a deleted file (%pD4)", fd, file);
 		/* An offset that somebody else moves too: harmless where every write goes to the end. */
 		if (S_ISREG(inode->i_mode) && file_count(file) - extra > own_refs(file) &&
 		    !((file->f_flags & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY)))
-			return remote ? SSI_FILE_REMOTE :
-			       ssi_why(s, "descriptor %u (%pD4) shares its offset with another process", fd, file);
+			return ssi_why(s, "descriptor %u (%pD4) shares its offset with another process", fd, file);
 		if (inode->i_sb->s_magic == PROC_SUPER_MAGIC)
 			return ssi_why(s, "descriptor %u is in /proc (%pD4)", fd, file);
 		return SSI_FILE_PATH;

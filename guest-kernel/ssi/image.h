@@ -111,8 +111,9 @@ struct ssi_rec_mm {
 	char exe[];		/* path */
 } __packed;
 
-#define SSI_VMA_SHARED	1	/* MAP_SHARED of a file opened read-only */
+#define SSI_VMA_SHARED	1	/* MAP_SHARED: of a file opened read-only, or of a region */
 #define SSI_VMA_ANON	2	/* there may be pages of its own in it */
+#define SSI_VMA_MAYWRITE	4	/* of a region: it may become writable */
 
 struct ssi_rec_vma {
 	u64 start, end;
@@ -120,7 +121,8 @@ struct ssi_rec_vma {
 	u64 pgoff;		/* pages */
 	u32 flags;		/* SSI_VMA_* */
 	u32 mode, uid, gid;	/* of the file */
-	u32 path_len;		/* with the final 0; 0: anonymous */
+	u32 path_len;		/* with the final 0; 0: anonymous, or of a region */
+	u64 region;		/* of shared memory (shared.h), else 0; in moves only */
 	char path[];
 } __packed;
 

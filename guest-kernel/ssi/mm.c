@@ -27,6 +27,7 @@
 #include "lazy.h"
 #include "move.h"
 #include "rpc.h"
+#include "shared.h"
 
 /* Attributes of a mapping that are made anew from the image; protection and MAP_SHARED have their own ways. */
 #define CARRIED	(VM_GROWSDOWN | VM_LOCKED | VM_LOCKONFAULT | VM_DONTCOPY | VM_DONTDUMP | VM_WIPEONFORK | VM_HUGEPAGE | \
@@ -58,6 +59,8 @@ static int check_vma(struct ssi_save *s, struct vm_area_struct *vma)
 		return ssi_why(s, "it handles page faults at %lx itself (userfaultfd)", vma->vm_start);
 	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_MIXEDMAP))
 		return ssi_why(s, "it maps a device at %lx", vma->vm_start);
+	if (s->live && ssi_shared_vma(vma))
+		return 0;
 	if (vma->vm_flags & VM_SHARED)
 		return ssi_why(s, "it maps shared writable memory at %lx", vma->vm_start);
 	if (vma_is_anonymous(vma))
@@ -104,6 +107,36 @@ static int mm_check(struct ssi_save *s)
 	return err;
 }
 
+/* The region of @vma, with a reference until the move is over. */
+static int hold_region(struct ssi_save *s, struct vm_area_struct *vma, u64 *id)
+{
+	int err;
+
+	if (s->nregions == s->regions_room) {
+		u32 room = s->regions_room * 2 ?: 16;
+		u64 *regions = kvrealloc(s->regions, room * sizeof(*regions), GFP_KERNEL);
+
+		if (!regions)
+			return -ENOMEM;
+		s->regions = regions;
+		s->regions_room = room;
+	}
+	err = ssi_shared_get(vma->vm_file, id);
+	if (err)
+		return ssi_why(s, "the shared memory at %lx cannot be lent (error %d)", vma->vm_start, err);
+	s->regions[s->nregions++] = *id;
+	return 0;
+}
+
+static void mm_release(struct ssi_save *s, bool moved)
+{
+	while (s->nregions)
+		ssi_shared_put(s->regions[--s->nregions]);
+	kvfree(s->regions);
+	s->regions = NULL;
+	s->regions_room = 0;
+}
+
 static int save_vma(struct ssi_save *s, struct vm_area_struct *vma, char *buf)
 {
 	struct ssi_rec_vma rec = {
@@ -115,7 +148,15 @@ static int save_vma(struct ssi_save *s, struct vm_area_struct *vma, char *buf)
 	};
 	char *path = NULL;
 
-	if (!vma_is_anonymous(vma)) {
+	if (s->live && ssi_shared_vma(vma)) {
+		u64 id;
+		int err = hold_region(s, vma, &id);
+
+		if (err)
+			return err;
+		rec.region = id;
+		rec.flags |= vma->vm_flags & VM_MAYWRITE ? SSI_VMA_MAYWRITE : 0;
+	} else if (!vma_is_anonymous(vma)) {
 		path = ssi_path_of(&vma->vm_file->f_path, buf, PATH_MAX);
 		if (IS_ERR(path))
 			return ssi_why(s, "the file %pD4, mapped at %lx, has no path that leads to it", vma->vm_file,
@@ -248,8 +289,9 @@ static int check_vma_rec(struct ssi_restore *r, struct ssi_rec *raw, u64 *end)
 		return ssi_bad_image(r, "mapping with a bad path");
 	if (v->start < *end || v->end <= v->start || v->end > TASK_SIZE_MAX || (v->start | v->end) & ~PAGE_MASK)
 		return ssi_bad_image(r, "mapping %llx-%llx: bad or not in order", v->start, v->end);
-	if (v->vm_flags & ~(u64)SAVED || v->flags & ~(SSI_VMA_SHARED | SSI_VMA_ANON) ||
-	    (v->flags & SSI_VMA_SHARED && !v->path_len) || v->pgoff > ULONG_MAX >> PAGE_SHIFT)
+	if (v->vm_flags & ~(u64)SAVED || v->flags & ~(SSI_VMA_SHARED | SSI_VMA_ANON | SSI_VMA_MAYWRITE) ||
+	    (v->flags & SSI_VMA_SHARED && !v->path_len && !v->region) || (v->region && (v->path_len || !r->live)) ||
+	    v->pgoff > ULONG_MAX >> PAGE_SHIFT)
 		return ssi_bad_image(r, "mapping %llx: bad flags %llx, %x", v->start, v->vm_flags, v->flags);
 	*end = v->end;
 	return 0;
@@ -280,6 +322,44 @@ static int share_anon_vma(struct mm_struct *mm, const struct ssi_rec_vma *v)
 	return v->flags & SSI_VMA_ANON && vma ? anon_vma_prepare(vma) : 0;
 }
 
+/*
+ * The file to map @v's region through. Mappings that had one open file have one again: mprotect(2) can join them, and shmdt(2)
+ * finds all parts of an attach.
+ */
+static struct file *open_region(struct ssi_restore *r, const struct ssi_rec_vma *v)
+{
+	bool write = v->flags & SSI_VMA_MAYWRITE && v->flags & SSI_VMA_SHARED;
+	struct ssi_opened_region *o;
+
+	list_for_each_entry(o, &r->regions, list)
+		if (o->id == v->region && o->write == write)
+			return get_file(o->file);
+	o = kmalloc(sizeof(*o), GFP_KERNEL);
+	if (!o)
+		return ERR_PTR(-ENOMEM);
+	*o = (struct ssi_opened_region){ .id = v->region, .write = write, .file = ssi_shared_open(v->region, write) };
+	if (IS_ERR(o->file)) {
+		struct file *failed = o->file;
+
+		pr_notice_ratelimited("image of %d: shared memory at %llx: error %ld\n", r->hdr->pid, v->start, PTR_ERR(failed));
+		kfree(o);
+		return failed;
+	}
+	list_add(&o->list, &r->regions);
+	return get_file(o->file);
+}
+
+static void close_regions(struct ssi_restore *r)
+{
+	struct ssi_opened_region *o, *next;
+
+	list_for_each_entry_safe(o, next, &r->regions, list) {
+		fput(o->file);
+		kfree(o);
+	}
+	INIT_LIST_HEAD(&r->regions);
+}
+
 static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 {
 	unsigned long prot = (v->vm_flags & VM_READ ? PROT_READ : 0) | (v->vm_flags & VM_WRITE ? PROT_WRITE : 0) |
@@ -291,7 +371,11 @@ static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 	LIST_HEAD(uf);
 	int err;
 
-	if (v->path_len) {
+	if (v->region) {
+		file = open_region(r, v);
+		if (IS_ERR(file))
+			return PTR_ERR(file);
+	} else if (v->path_len) {
 		if (!S_ISREG(v->mode))
 			return ssi_bad_image(r, "mapping %s: not a regular file", v->path);
 		file = ssi_reopen(r, v->path, O_RDONLY | O_LARGEFILE, v->mode, v->uid, v->gid);
@@ -322,7 +406,7 @@ static int prepare_vmas(struct ssi_restore *r)
 {
 	struct ssi_rec *raw;
 	u64 end = mmap_min_addr;
-	int err;
+	int err = 0;
 
 	ssi_for_each_rec(r, raw, SSI_REC_VMA) {
 		err = check_vma_rec(r, raw, &end);
@@ -332,9 +416,10 @@ static int prepare_vmas(struct ssi_restore *r)
 	ssi_for_each_rec(r, raw, SSI_REC_VMA) {
 		err = map_vma(r, (const void *)raw->data);
 		if (err)
-			return err;
+			break;
 	}
-	return 0;
+	close_regions(r);
+	return err;
 }
 
 static int prepare_exe(struct ssi_restore *r, const struct ssi_rec_mm *m)
@@ -469,6 +554,7 @@ const struct ssi_resource ssi_res_mm = {
 	.recs = mm_recs,
 	.check = mm_check,
 	.save = mm_save,
+	.release = mm_release,
 	.prepare = mm_prepare,
 	.commit = mm_commit,
 	.abort = mm_abort,

@@ -58,6 +58,16 @@ struct ssi_save {
 	bool pending_taken;
 	struct ssi_rfile_ref *refs;	/* names given to descriptors that stay */
 	u32 nrefs;
+	u64 *regions;			/* of shared memory, with a reference each */
+	u32 nregions, regions_room;
+};
+
+/* A region while it is mapped. */
+struct ssi_opened_region {
+	struct list_head list;
+	u64 id;
+	bool write;
+	struct file *file;
 };
 
 struct ssi_restore {
@@ -73,6 +83,7 @@ struct ssi_restore {
 
 	struct mm_struct *old_mm, *new_mm;
 	u32 old_personality;
+	struct list_head regions;	/* of struct ssi_opened_region */
 	struct ssi_lazy *lazy;
 	struct file **files;
 	u32 nfiles;

@@ -192,6 +192,7 @@ int ssi_restore_read(struct ssi_restore *r)
 	int err;
 
 	INIT_LIST_HEAD(&r->recs);
+	INIT_LIST_HEAD(&r->regions);
 	for (;;) {
 		err = ssi_read_hdr(r->src, &hdr);
 		if (err == -ENODATA)

@@ -6,7 +6,7 @@
  * sleeping process costs the home nothing, and a signal that interrupts it needs no message. While a question is at the
  * home, a signal cancels it there, and bytes that were already taken come back with the answer.
  *
- * File systems, paths and offsets have no part in it: what is carried is streams (terminals, pipes).
+ * What is carried here is streams (terminals, pipes). Files with an offset: shared_file.c.
  */
 #define pr_fmt(fmt) "ssi: " fmt
 
@@ -28,6 +28,7 @@
 #include <linux/wait.h>
 
 #include "rfile_wire.h"
+#include "shared.h"
 
 #define SSI_RFILE_MAGIC	0x53534946	/* file system type of statfs(2) */
 
@@ -492,15 +493,16 @@ static struct file *open_remote(const struct ssi_rfile_ref *ref)
 
 bool ssi_rfile_capable(struct file *file)
 {
-	return is_remote(file) || ssi_rfile_home_capable(file);
+	return is_remote(file) || ssi_rfile_home_capable(file) || ssi_shared_file_capable(file);
 }
 
 int ssi_rfile_export(struct file *file, struct ssi_rfile_ref *ref)
 {
 	struct inode *inode = file_inode(file);
 	struct remote *remote = file->private_data;
+	u64 id, region = 0;
 	int error;
-	u64 id;
+	u32 cell;
 
 	memset(ref, 0, sizeof(*ref));
 	ref->f_flags = cpu_to_le32(file->f_flags);
@@ -513,9 +515,20 @@ int ssi_rfile_export(struct file *file, struct ssi_rfile_ref *ref)
 	}
 	if (!ssi_present())
 		return -ENODEV;
-	if (!ssi_rfile_home_capable(file))
+	if (S_ISREG(inode->i_mode) && ssi_shared_file_capable(file)) {
+		error = ssi_shared_get(file, &region);
+		if (error)
+			return error;
+		ref->region = cpu_to_le64(region);
+		if (ssi_shared_file_ticket(file, &cell, &id)) {
+			ssi_shared_put(region);
+			ref->cell = cpu_to_le32(cell);
+			return call_with_id(cell, OP_RFILE_DUP, id, &ref->id, sizeof(ref->id));
+		}
+	} else if (!ssi_rfile_home_capable(file)) {
 		return -EOPNOTSUPP;
-	error = ssi_rfile_home_export(file, ssi_this_cell(), &id);
+	}
+	error = ssi_rfile_home_export(file, ssi_this_cell(), region, &id);
 	if (error)
 		return error;
 	ref->cell = cpu_to_le32(ssi_this_cell());
@@ -546,6 +559,16 @@ static struct file *take_home(const struct ssi_rfile_ref *ref)
 	return file;
 }
 
+/* DROP of ticket 0 drops nothing. */
+static void forget(struct remote *remote)
+{
+	spin_lock(&remotes_lock);
+	hash_del(&remote->node);
+	remote->id = 0;
+	hash_add(remotes, &remote->node, 0);
+	spin_unlock(&remotes_lock);
+}
+
 struct file *ssi_rfile_import(const struct ssi_rfile_ref *ref)
 {
 	u32 cell = le32_to_cpu(ref->cell), mode = le32_to_cpu(ref->mode);
@@ -554,25 +577,22 @@ struct file *ssi_rfile_import(const struct ssi_rfile_ref *ref)
 
 	if (!ssi_present())
 		return ERR_PTR(-ENODEV);
-	if (cell >= ssi_cells() || !ref->id || (!S_ISCHR(mode) && !S_ISFIFO(mode)))
+	if (cell >= ssi_cells() || !ref->id || (!S_ISCHR(mode) && !S_ISFIFO(mode) && !S_ISREG(mode)))
 		return ERR_PTR(-EINVAL);
 	if (cell == ssi_this_cell())
 		return take_home(ref);
 
 	/* The file first: what can fail after CLAIM would lose the reference that a failure leaves to the caller. */
-	file = open_remote(ref);
+	file = S_ISREG(mode) ? ssi_shared_file_open(ref) : open_remote(ref);
 	if (IS_ERR(file))
 		return file;
 	error = call_with_id(cell, OP_RFILE_CLAIM, le64_to_cpu(ref->id), NULL, 0);
 	if (error) {
-		struct remote *remote = file->private_data;
-
-		/* Closing must not drop the caller's reference: DROP of ticket 0 drops nothing. */
-		spin_lock(&remotes_lock);
-		hash_del(&remote->node);
-		remote->id = 0;
-		hash_add(remotes, &remote->node, 0);
-		spin_unlock(&remotes_lock);
+		/* Closing must not drop the caller's reference. */
+		if (S_ISREG(mode))
+			ssi_shared_file_forget(file);
+		else
+			forget(file->private_data);
 		fput(file);
 		return ERR_PTR(error);
 	}

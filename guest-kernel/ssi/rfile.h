@@ -16,9 +16,10 @@ struct ssi_rfile_ref {
 	__le64 id;		/* never reused within a boot */
 	__le32 mode;		/* inode mode: S_IFCHR, S_IFIFO, ... */
 	__le32 rdev;		/* of a character device, else 0 */
+	__le64 region;		/* of a regular file (shared.h), else 0 */
 };
 
-/* Can operations on this file be carried from another cell? (tty, pipe, fifo; not sockets, epoll, ...) */
+/* Can operations on this file be carried from another cell? (tty, pipe, fifo, file in memory; not sockets, epoll, ...) */
 bool ssi_rfile_capable(struct file *file);
 
 /*

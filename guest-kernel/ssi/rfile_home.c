@@ -28,6 +28,7 @@
 
 #include "../drivers/tty/tty.h"	/* tty_default_fops() */
 #include "rfile_wire.h"
+#include "shared.h"
 
 #define TICKETS_MAX	65536		/* open at once; beyond that export fails */
 #define WAITS		4		/* wait queues of one file; a terminal and a pipe have two */
@@ -43,6 +44,7 @@ struct wait_link {
 struct ticket {
 	u64 id;
 	struct file *file;		/* a reference */
+	u64 region;			/* of a regular file, with a reference; else 0 */
 	struct kref kref;		/* one of the table, one of each operation under way */
 
 	u32 owner;			/* cell; under the xa_lock */
@@ -72,6 +74,8 @@ static void ticket_free(struct kref *kref)
 	for (i = 0; i < ticket->links_count; i++)
 		remove_wait_queue(ticket->links[i].head, &ticket->links[i].entry);
 	fput(ticket->file);
+	if (ticket->region)
+		ssi_shared_put(ticket->region);
 	kfree(ticket);
 }
 
@@ -97,14 +101,18 @@ static struct ticket *ticket_get(u64 id, u32 owner)
 
 static void notify_work(struct work_struct *work);
 
-int ssi_rfile_home_export(struct file *file, u32 owner, u64 *id)
+int ssi_rfile_home_export(struct file *file, u32 owner, u64 region, u64 *id)
 {
 	struct ticket *ticket = kzalloc(sizeof(*ticket), GFP_KERNEL_ACCOUNT);
 	int error = 0;
 
-	if (!ticket)
+	if (!ticket) {
+		if (region)
+			ssi_shared_put(region);
 		return -ENOMEM;
+	}
 	ticket->file = get_file(file);
+	ticket->region = region;
 	ticket->owner = owner;
 	kref_init(&ticket->kref);
 	mutex_init(&ticket->watch_lock);
@@ -406,6 +414,91 @@ static ssize_t handle_poll(struct ssi_request *req)
 	return sizeof(*events);
 }
 
+/* ---- files with an offset ---- */
+
+static ssize_t handle_fread(struct ssi_request *req)
+{
+	const struct ssi_rfile_fop *op = req->body;
+	struct ticket *ticket = begin(req, sizeof(*op));
+	struct kvec vec = { .iov_base = req->reply };
+	struct iov_iter iter;
+	loff_t pos;
+	ssize_t n;
+
+	if (IS_ERR(ticket))
+		return PTR_ERR(ticket);
+	vec.iov_len = min_t(u32, le32_to_cpu(op->op.count), SSI_RPC_MAX);
+	iov_iter_kvec(&iter, ITER_DEST, &vec, 1, vec.iov_len);
+	pos = le64_to_cpu(op->pos);
+	if (pos == SSI_RFILE_POS_HOME) {
+		mutex_lock(&ticket->file->f_pos_lock);
+		n = vfs_iter_read(ticket->file, &iter, &ticket->file->f_pos, 0);
+		mutex_unlock(&ticket->file->f_pos_lock);
+	} else {
+		n = vfs_iter_read(ticket->file, &iter, &pos, 0);
+	}
+	ticket_put(ticket);
+	return n;
+}
+
+static ssize_t handle_fwrite(struct ssi_request *req)
+{
+	const struct ssi_rfile_fop *op = req->body;
+	struct ticket *ticket = begin(req, sizeof(*op));
+	struct ssi_rfile_fdone *done = req->reply;
+	struct iov_iter iter;
+	struct kvec vec;
+	ssize_t n = -EINVAL;
+	loff_t pos;
+	rwf_t rwf;
+	u32 flags;
+
+	if (IS_ERR(ticket))
+		return PTR_ERR(ticket);
+	vec = (struct kvec){ .iov_base = (void *)(op + 1), .iov_len = req->len - sizeof(*op) };
+	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, vec.iov_len);
+	flags = le32_to_cpu(op->op.flags);
+	rwf = (flags & SSI_RFILE_APPEND ? RWF_APPEND : 0) | (flags & SSI_RFILE_DSYNC ? RWF_DSYNC : 0);
+	pos = le64_to_cpu(op->pos);
+	if (le32_to_cpu(op->op.count) != vec.iov_len)
+		goto out;
+	if (pos == SSI_RFILE_POS_HOME) {
+		mutex_lock(&ticket->file->f_pos_lock);
+		n = vfs_iter_write(ticket->file, &iter, &ticket->file->f_pos, rwf);
+		pos = ticket->file->f_pos;
+		mutex_unlock(&ticket->file->f_pos_lock);
+	} else {
+		n = vfs_iter_write(ticket->file, &iter, &pos, rwf);
+	}
+out:
+	ticket_put(ticket);
+	if (n < 0)
+		return n;
+	*done = (struct ssi_rfile_fdone){ .taken = cpu_to_le32(n), .pos = cpu_to_le64(pos) };
+	return sizeof(*done);
+}
+
+static ssize_t handle_fseek(struct ssi_request *req)
+{
+	const struct ssi_rfile_fop *op = req->body;
+	struct ticket *ticket = begin(req, sizeof(*op));
+	__le64 *answer = req->reply;
+	u32 whence;
+	loff_t pos;
+
+	if (IS_ERR(ticket))
+		return PTR_ERR(ticket);
+	whence = le32_to_cpu(op->op.flags);
+	mutex_lock(&ticket->file->f_pos_lock);
+	pos = whence <= SEEK_MAX ? vfs_llseek(ticket->file, le64_to_cpu(op->pos), whence) : -EINVAL;
+	mutex_unlock(&ticket->file->f_pos_lock);
+	ticket_put(ticket);
+	if (pos < 0)
+		return pos;
+	*answer = cpu_to_le64(pos);
+	return sizeof(*answer);
+}
+
 /* ---- ioctl ---- */
 
 #define SCRATCH_ADDRESS	0x100000UL
@@ -570,12 +663,15 @@ static ssize_t handle_dup(struct ssi_request *req)
 	const struct ssi_rfile_op *op = req->body;
 	struct ticket *ticket = begin(req, sizeof(*op));
 	__le64 *answer = req->reply;
-	u64 id;
-	int error;
+	u64 id, region = 0;
+	int error = 0;
 
 	if (IS_ERR(ticket))
 		return PTR_ERR(ticket);
-	error = ssi_rfile_home_export(ticket->file, req->cell, &id);
+	if (ticket->region)
+		error = ssi_shared_get(ticket->file, &region);
+	if (!error)
+		error = ssi_rfile_home_export(ticket->file, req->cell, region, &id);
 	ticket_put(ticket);
 	if (error)
 		return error;
@@ -605,6 +701,9 @@ int __init ssi_rfile_home_init(void)
 	ssi_rpc_register(OP_RFILE_WRITE, handle_write);
 	ssi_rpc_register(OP_RFILE_POLL, handle_poll);
 	ssi_rpc_register(OP_RFILE_IOCTL, handle_ioctl);
+	ssi_rpc_register(OP_RFILE_FREAD, handle_fread);
+	ssi_rpc_register(OP_RFILE_FWRITE, handle_fwrite);
+	ssi_rpc_register(OP_RFILE_FSEEK, handle_fseek);
 	ssi_on_cell_death(drop_all_of);
 	return 0;
 }

@@ -9,6 +9,8 @@
  *	holder: import             -> CLAIM: claimed, owned by the claimer (or, at home: taken back, and the file itself)
  *	holder: read, write, poll, ioctl
  *	holder: last close         -> DROP
+ *
+ * Streams (rfile.c) and files with an offset (shared_file.c) have operations of their own.
  */
 #ifndef _SSI_RFILE_WIRE_H
 #define _SSI_RFILE_WIRE_H
@@ -30,6 +32,9 @@ enum {
 	OP_RFILE_POLL,
 	OP_RFILE_IOCTL,
 	OP_RFILE_NOTIFY,		/* home to holder: what it waits for may be there */
+	OP_RFILE_FREAD,			/* ssi_rfile_fop -> the bytes */
+	OP_RFILE_FWRITE,		/* ssi_rfile_fop, the bytes -> ssi_rfile_fdone */
+	OP_RFILE_FSEEK,			/* ssi_rfile_fop: op.flags is lseek(2)'s whence -> le64 */
 };
 
 /*
@@ -48,6 +53,23 @@ struct ssi_rfile_op {
 #define SSI_RFILE_NOTIFY	2
 
 #define SSI_RFILE_WRITE_MAX	(SSI_RPC_MAX - sizeof(struct ssi_rfile_op))
+
+/* On a file with an offset: at @pos, or where that says so at the open file's own offset, which moves on. */
+struct ssi_rfile_fop {
+	struct ssi_rfile_op op;
+	__le64 pos;
+};
+
+#define SSI_RFILE_POS_HOME	(1LL << 62)	/* beyond any file */
+#define SSI_RFILE_APPEND	4
+#define SSI_RFILE_DSYNC		8
+#define SSI_RFILE_FWRITE_MAX	(SSI_RPC_MAX - sizeof(struct ssi_rfile_fop))
+
+struct ssi_rfile_fdone {
+	__le32 taken;			/* bytes */
+	__le32 pad;
+	__le64 pos;			/* behind them */
+};
 
 struct ssi_rfile_ioctl {
 	__le64 id;
@@ -83,7 +105,8 @@ const struct ssi_ioctl *ssi_rfile_ioctl_find(u32 cmd);
 
 /* rfile_home.c, for rfile.c */
 bool ssi_rfile_home_capable(struct file *file);
-int ssi_rfile_home_export(struct file *file, u32 owner, u64 *id);
+/* @region: the file's, with a reference that the ticket takes over, unless there is an error too; or 0. */
+int ssi_rfile_home_export(struct file *file, u32 owner, u64 region, u64 *id);
 struct file *ssi_rfile_home_take(u64 id);	/* an unclaimed ticket: its file, with the ticket's reference; or ERR_PTR */
 void ssi_rfile_home_drop(u64 id, u32 owner);
 int ssi_rfile_home_init(void);
