@@ -68,6 +68,13 @@ pub trait Memory {
     fn protect_run(&self, index: usize, count: usize) -> Result<(), Self::Error> {
         (index..index + count).try_for_each(|index| self.protect(index))
     }
+    /// `count` pages from `index` on are on their way: a moment to have memory for their bytes. A hint.
+    ///
+    /// # Errors
+    /// See [`Memory::protect`].
+    fn expect_run(&self, _index: usize, _count: usize) -> Result<(), Self::Error> {
+        Ok(())
+    }
     /// See [`Memory::protect_run`].
     ///
     /// # Errors
@@ -175,6 +182,21 @@ pub struct FaultTimes {
 }
 
 impl FaultTimes {
+    /// Those of `other` too.
+    pub fn merge(&mut self, other: &Self) {
+        self.min_us = match (self.count, other.count) {
+            (_, 0) => self.min_us,
+            (0, _) => other.min_us,
+            _ => self.min_us.min(other.min_us),
+        };
+        self.max_us = self.max_us.max(other.max_us);
+        self.count += other.count;
+        self.total_us += other.total_us;
+        for (mine, more) in self.below_us.iter_mut().zip(&other.below_us) {
+            *mine += more;
+        }
+    }
+
     fn add(&mut self, us: u64) {
         self.min_us = if self.count == 0 { us } else { self.min_us.min(us) };
         self.max_us = self.max_us.max(us);
@@ -572,6 +594,10 @@ impl<M: Memory> Driver<M> {
         self.counters.sent_bytes += frame.len() as u64;
         out.send(to, frame);
         self.frame = buffer;
+        if let Message::ReadRun { page, wanted, .. } = *message {
+            let count = u64::BITS - wanted.leading_zeros();
+            self.memory.expect_run(self.place(page), count as usize)?;
+        }
         Ok(())
     }
 }
@@ -603,6 +629,9 @@ impl Memory for std::sync::Arc<crate::memory::SliceMemory> {
     }
     fn zap(&self, index: usize) -> Result<(), Self::Error> {
         self.as_ref().zap(index)
+    }
+    fn expect_run(&self, index: usize, count: usize) -> Result<(), Self::Error> {
+        self.as_ref().populate_run(index, count)
     }
     fn install(&self, index: usize, access: Access) -> Result<(), Self::Error> {
         self.as_ref().install(index, access)

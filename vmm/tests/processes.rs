@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ssi_proto::frame::{Frame, Kind};
-use ssi_proto::request::{Exit as Ended, Pong, Process, Request, Response, Started, Status};
+use ssi_proto::request::{DsmStatus, Exit as Ended, Pong, Process, Request, Response, Started, Status};
 use ssivmm::cli::state::{Record, State};
 use ssivmm::control::Client;
 use ssivmm::control::migrate::Moved;
@@ -75,6 +75,9 @@ impl Cell for Shell {
     fn changed(&self, _: u32, _: View) {}
     fn ram(&self) -> Vec<Range<u64>> {
         Vec::new()
+    }
+    fn dsm(&self) -> DsmStatus {
+        DsmStatus { sent_count: 7, ..DsmStatus::default() }
     }
     fn stop(&self) {}
 }
@@ -293,6 +296,7 @@ fn a_cluster_starts_when_every_agent_answers_and_a_shutdown_leaves_nothing() {
     assert_eq!(seen.iter().filter(|p| matches!(p, Progress::CellReady { of: 2, .. })).count(), 2, "{seen:?}");
     let status: Status = bench.client().ask(&Request::Status).unwrap();
     assert_eq!(status.nodes.iter().map(|n| n.state.as_str()).collect::<Vec<_>>(), ["up", "up"]);
+    assert!(status.nodes.iter().all(|n| n.dsm.sent_count == 7), "{:?}", status.nodes);
     assert!(status.nodes.iter().all(|n| n.vmm_overhead_bytes > 0 && n.vmm_overhead_bytes < 50 << 20));
     let mut said = Vec::new();
     bench.client().ask_with(&Request::Shutdown, |line| said.push(line.to_owned())).unwrap();

@@ -6,6 +6,7 @@ use crate::cluster::{Bench, Cluster};
 
 mod bad_input;
 mod cluster_life;
+mod coherence;
 mod faults;
 mod files;
 mod moving;
@@ -45,6 +46,7 @@ pub const ALL: &[Scenario] = &[
     shared("mig_1_counter_moves_and_comes_back_on_its_terminal", moving::counter),
     shared("mig_1_migrate_from_outside_does_the_same", moving::outside),
     shared("dsm_1_counters_in_each_others_slices_are_exact", cluster_life::selftest),
+    shared("dsm_3_litmus_in_two_cells", coherence::litmus),
     shared("clock_monotonic_agrees_between_cells", cluster_life::clock),
     shared("root_what_one_cell_closes_another_reads", files::close_to_open),
     shared("root_is_the_same_for_all_cells", files::same_tree),
@@ -71,5 +73,6 @@ pub const ALL: &[Scenario] = &[
     own("mig_fault_a_destination_that_dies_at_any_step", faults::destination_dies),
     own("mig_fault_a_source_that_dies_when_its_process_left", faults::source_dies),
     own("cells_with_two_vcpus_are_coherent_and_move", cluster_life::two_vcpus),
+    own("dsm_2_four_cells_with_small_windows_share_all_the_same", coherence::small_windows),
     own("up_refuses_what_is_in_use", cluster_life::in_use),
 ];

@@ -199,6 +199,53 @@ pub struct NodeStatus {
     pub processes: u32,
     /// Processes that were born elsewhere.
     pub guests: u32,
+    /// What its coherent memory has cost so far.
+    #[serde(default)]
+    pub dsm: DsmStatus,
+}
+
+/// What a node's coherent memory has cost since it started (the paper's Table 4, and more).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DsmStatus {
+    /// Accesses that waited for a page to read.
+    pub read: WaitStatus,
+    /// Accesses that waited for a page to write.
+    pub write: WaitStatus,
+    /// Accesses that waited for the right to write a page that was there.
+    pub upgrade: WaitStatus,
+    /// Messages sent.
+    pub sent_count: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Messages received.
+    pub received_count: u64,
+    /// Messages that did not fit, and were refused.
+    pub refused_count: u64,
+    /// Pages of other nodes that take memory here.
+    pub window_pages: u64,
+    /// Pages of other nodes that were given back.
+    pub discarded_pages: u64,
+    /// Pages that came ahead of their access.
+    pub run_pages: u64,
+    /// Pages lost with a node.
+    pub lost_pages: u64,
+}
+
+/// How long accesses of one kind waited, from the report of the fault until the page was there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WaitStatus {
+    /// How many.
+    pub count: u64,
+    /// The shortest, in microseconds; 0 if there was none.
+    pub min_us: u64,
+    /// The mean.
+    pub mean_us: u64,
+    /// The longest.
+    pub max_us: u64,
+    /// How many took less than 1, 2, 4, ... microseconds, and no less than half of that; the last one has the rest.
+    pub below_us: Vec<u64>,
 }
 
 #[cfg(test)]

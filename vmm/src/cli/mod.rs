@@ -134,7 +134,7 @@ enum Command {
     /// Boot a cluster; builds what is missing
     Up(UpArgs),
     /// The nodes and cells of the cluster, and what they use
-    Status(Json),
+    Status(StatusArgs),
     /// The processes of the cluster, and the cell that each runs in
     Ps(PsArgs),
     /// Run a program in a cell
@@ -188,6 +188,16 @@ struct Json {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    json: Json,
+    /// What coherent memory has cost: accesses that waited for a page, messages, bytes
+    #[arg(long)]
+    dsm: bool,
 }
 
 /// `up`.
@@ -337,7 +347,7 @@ pub fn main() -> ExitCode {
     let cluster = cluster.as_deref();
     let outcome = match cli.command {
         Command::Up(args) => up::run(&args, cluster),
-        Command::Status(json) => show::status(cluster, json.json),
+        Command::Status(args) => show::status(cluster, args.json.json, args.dsm),
         Command::Ps(args) => show::ps(cluster, args.json.json, args.all),
         Command::Exec(args) => exec::run(args, cluster),
         Command::Migrate(args) => migrate::run(&args, cluster),

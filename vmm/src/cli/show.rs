@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use ssi_proto::request::{NodeStatus, Process, Request, Status};
 
 use super::state::{State, ask, refusal};
@@ -9,7 +11,7 @@ fn print_json<T: serde::Serialize>(record: &T) -> Result<(), Fail> {
 
 /// Prints a line on standard output; whoever reads it may be gone (`| head`).
 pub fn say(line: &str) -> Result<(), Fail> {
-    use std::io::Write;
+    use std::io::Write as _;
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
@@ -26,17 +28,53 @@ fn human(bytes: u64) -> String {
 }
 
 /// `status`.
-pub fn status(cluster: Option<&str>, json: bool) -> Outcome {
+pub fn status(cluster: Option<&str>, json: bool, dsm: bool) -> Outcome {
     let (client, record) = State::open()?.session(cluster)?;
     let mut status: Status = client.ask(&Request::Status).map_err(refusal)?;
     // As this machine sees them: inside an emulated host they are others.
     status.publish = record.spec.publish.iter().map(ToString::to_string).collect();
     if json {
         print_json(&status)?;
+    } else if dsm {
+        say(&describe_dsm(&status))?;
     } else {
         say(&describe(&status))?;
     }
     Ok(0)
+}
+
+/// What each node's coherent memory has cost, in the columns of the paper's Table 4.
+pub fn describe_dsm(status: &Status) -> String {
+    let mut text = "NODE ACCESS      COUNT   MIN us  MEAN us   MAX us".to_owned();
+    for node in &status.nodes {
+        let dsm = &node.dsm;
+        for (name, wait) in [("read", &dsm.read), ("write", &dsm.write), ("upgrade", &dsm.upgrade)] {
+            let _ = write!(
+                text,
+                "\n{:>4} {name:<8} {:>8} {:>8} {:>8} {:>8}",
+                node.node, wait.count, wait.min_us, wait.mean_us, wait.max_us
+            );
+        }
+    }
+    text +=
+        "\n\nNODE  SENT MSGS      SENT  RECEIVED  REFUSED  WINDOW  GIVEN BACK  CAME AHEAD    LOST (pages)";
+    for node in &status.nodes {
+        let dsm = &node.dsm;
+        let _ = write!(
+            text,
+            "\n{:>4} {:>10} {:>9} {:>9} {:>8} {:>7} {:>11} {:>11} {:>7}",
+            node.node,
+            dsm.sent_count,
+            human(dsm.sent_bytes),
+            dsm.received_count,
+            dsm.refused_count,
+            dsm.window_pages,
+            dsm.discarded_pages,
+            dsm.run_pages,
+            dsm.lost_pages
+        );
+    }
+    text
 }
 
 /// The cluster in a line and a table.

@@ -1,6 +1,7 @@
 //! What controller and nodes tell one another: JSON in messages of kind `Control`. A request and its answer have the same tag.
 
 use serde::{Deserialize, Serialize};
+use ssi_proto::request::DsmStatus;
 
 /// Controller to node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +25,7 @@ pub enum ToNode {
 #[serde(tag = "say", rename_all = "snake_case")]
 pub enum ToIo {
     /// Answer to [`ToNode::Stats`].
-    Stats(NodeStats),
+    Stats(Box<NodeStats>),
     /// The connections to another node broke.
     Lost {
         /// Which.
@@ -48,4 +49,6 @@ pub struct NodeStats {
     pub overhead_bytes: u64,
     /// Resident bytes of guest memory.
     pub guest_bytes: u64,
+    /// What its coherent memory has cost.
+    pub dsm: DsmStatus,
 }

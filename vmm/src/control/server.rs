@@ -231,9 +231,10 @@ impl Shared {
                 state: state.word().to_owned(),
                 vcpus: self.spec.vcpus,
                 memory_bytes: self.spec.memory_bytes,
-                vmm_overhead_bytes: stats.map_or(0, |stats| stats.overhead_bytes),
+                vmm_overhead_bytes: stats.as_ref().map_or(0, |stats| stats.overhead_bytes),
                 processes: u32::try_from(here.count()).unwrap_or(u32::MAX),
                 guests: u32::try_from(guests.count()).unwrap_or(u32::MAX),
+                dsm: stats.map(|stats| stats.dsm).unwrap_or_default(),
             }
         });
         Status {

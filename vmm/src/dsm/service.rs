@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
-use ssi_dsm::driver::{Counters, Driver, Outbox};
+use ssi_dsm::driver::{Counters, Driver, FaultTimes, Outbox};
 use ssi_dsm::memory::{self, PAGE_SIZE, RUN_SIZE, SliceKind, SliceMemory};
 use ssi_dsm::protocol::{Config, Refusal, SliceMap};
 use ssi_dsm::{NodeId, PageNo, wire};
+use ssi_proto::request::{DsmStatus, WaitStatus};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -337,6 +338,34 @@ impl Dsm {
     /// Counters of each slice, in order.
     pub fn counters(&self) -> Vec<Counters> {
         (0..self.slices.len()).map(|slice| self.lock(slice).driver.counters().clone()).collect()
+    }
+
+    /// What all slices together have cost so far.
+    pub fn status(&self) -> DsmStatus {
+        let (mut status, mut times) = (DsmStatus::default(), [FaultTimes::default(); 3]);
+        for slice in 0..self.slices.len() {
+            let slice = self.lock(slice);
+            let c = slice.driver.counters();
+            for (all, these) in times.iter_mut().zip(&c.fault_times) {
+                all.merge(these);
+            }
+            status.sent_count += c.sent_short_count + c.sent_page_count;
+            status.sent_bytes += c.sent_bytes;
+            status.received_count += c.received_count;
+            status.refused_count += c.refused_count.values().sum::<u64>();
+            status.window_pages += slice.driver.resident_pages() as u64;
+            status.discarded_pages += c.discarded_pages_count;
+            status.run_pages += c.run_pages_count;
+            status.lost_pages += c.lost_pages_count;
+        }
+        [status.read, status.write, status.upgrade] = times.map(|times| WaitStatus {
+            count: times.count,
+            min_us: times.min_us,
+            mean_us: times.total_us.checked_div(times.count).unwrap_or(0),
+            max_us: times.max_us,
+            below_us: times.below_us.to_vec(),
+        });
+        status
     }
 
     /// Pages of each slice that are not plainly at their home, as this node sees it.

@@ -10,7 +10,7 @@ use super::link::{Handler, Outbound};
 use super::wire::{Class, HEADER_BYTES, Header, Peer};
 
 /// Bytes that one read asks for, at least.
-const READ_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 256 << 10;
 
 /// Called once when a connection is over, with the reason.
 pub type Ended = Box<dyn FnOnce(String) + Send>;

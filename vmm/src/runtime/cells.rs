@@ -91,7 +91,7 @@ impl Handler for FabricCells {
             ToIo::Stats(stats) => {
                 let waiter = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&header.tag);
                 if let Some(waiter) = waiter {
-                    let _ = waiter.send(stats);
+                    let _ = waiter.send(*stats);
                 }
             }
             // Two nodes that cannot reach one another cannot both stay. The first to say so stays.

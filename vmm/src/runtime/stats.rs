@@ -8,7 +8,7 @@ use crate::control::node::NodeStats;
 pub fn of_this_process(ram: &[Range<u64>]) -> NodeStats {
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     let (guest_bytes, overhead_bytes) = resident(&text, ram);
-    NodeStats { pid: std::process::id(), overhead_bytes, guest_bytes }
+    NodeStats { pid: std::process::id(), overhead_bytes, guest_bytes, ..NodeStats::default() }
 }
 
 /// Resident bytes inside and outside `ram`.

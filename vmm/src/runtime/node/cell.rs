@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ssi_dsm::NodeId;
+use ssi_proto::request::DsmStatus;
 
 use super::fetch::Fetch;
 use super::memory::Memory;
@@ -209,6 +210,10 @@ impl Cell for MachineCell {
 
     fn ram(&self) -> Vec<Range<u64>> {
         self.memory.host_ranges()
+    }
+
+    fn dsm(&self) -> DsmStatus {
+        self.memory.dsm().status()
     }
 
     fn stop(&self) {

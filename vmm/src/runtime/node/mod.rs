@@ -16,6 +16,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
+use ssi_proto::request::DsmStatus;
 
 use crate::control::node::{ToIo, ToNode};
 use crate::fabric::stream::wait_readable;
@@ -77,6 +78,8 @@ pub trait Cell: Send + Sync {
     fn changed(&self, dead: u32, view: View);
     /// Host addresses of guest RAM.
     fn ram(&self) -> Vec<Range<u64>>;
+    /// What its coherent memory has cost so far.
+    fn dsm(&self) -> DsmStatus;
     /// The machine stops; the fabric still works. Idempotent.
     fn stop(&self);
 }
@@ -99,7 +102,9 @@ impl Handler for Ctl {
                 let Some(fabric) = self.fabric.upgrade() else { return Ok(()) };
                 match told {
                     ToNode::Stats => {
-                        tell(&fabric, header.tag, &ToIo::Stats(of_this_process(&self.cell.ram())))
+                        let mut stats = of_this_process(&self.cell.ram());
+                        stats.dsm = self.cell.dsm();
+                        tell(&fabric, header.tag, &ToIo::Stats(Box::new(stats)));
                     }
                     ToNode::Dead { node, why } => fabric.declare_dead(Peer::Node(node), &why),
                     ToNode::Stop => self.outcome.end("told to stop"),

@@ -1,0 +1,43 @@
+//! Memory that processes of several cells share, as a program sees it.
+
+use anyhow::{Result, ensure};
+
+use crate::cluster::{Bench, Cluster};
+
+/// Runs a program that says PASS if all is well.
+fn passes(cluster: &Cluster<'_>, program: &str, arguments: &[&str]) -> Result<()> {
+    let path = format!("/usr/lib/ssi/tests/{program}");
+    let argv: Vec<&str> = std::iter::once(path.as_str()).chain(arguments.iter().copied()).collect();
+    let said = cluster.exec(0, &argv)?;
+    ensure!(said.lines().last() == Some("PASS"), "{program} {arguments:?}: {said}");
+    Ok(())
+}
+
+/// The classic litmus programs, by processes in two cells.
+pub fn litmus(cluster: &Cluster<'_>) -> Result<()> {
+    passes(cluster, "litmus", &["2", "5"])
+}
+
+/// Four cells, each with little memory for the pages of the others: all is still there, and the bound holds.
+pub fn small_windows(bench: &Bench) -> Result<()> {
+    const WINDOW_MIB: u64 = 6;
+    let cluster = bench
+        .up("four", &["--nodes", "4", "--memory", "256M", "--window-memory", &format!("{WINDOW_MIB}M")])?;
+    passes(&cluster, "litmus", &["4", "5"])?;
+    passes(&cluster, "window", &["16", "2"])?;
+    let status = cluster.status()?;
+    for node in &status.nodes {
+        ensure!(
+            node.dsm.window_pages <= WINDOW_MIB << 8,
+            "node {} keeps more than it may: {:?}",
+            node.node,
+            node.dsm
+        );
+        ensure!(node.dsm.lost_pages == 0, "node {} has lost pages: {:?}", node.node, node.dsm);
+    }
+    // Cell 2 has gone through eight times what it may keep.
+    let there = &status.nodes[2].dsm;
+    ensure!(there.discarded_pages > 4 << 8, "cell 2 gave nothing back: {there:?}");
+    ensure!(there.read.count + there.write.count > 0 && there.read.max_us >= there.read.min_us, "{there:?}");
+    Ok(())
+}
