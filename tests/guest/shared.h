@@ -67,6 +67,13 @@ static inline void mover_init(struct mover *m, int argc, char **argv, long round
 		fprintf(stderr, "usage: %s [stay|once|storm [CELLS [SEED [ROUNDS]]]]\n", argv[0]);
 		exit(2);
 	}
+	FILE *cell = fopen("/proc/ssi/cell", "r");
+
+	if (cell) {
+		if (fscanf(cell, "%d", &m->here) != 1)
+			m->here = 0;
+		fclose(cell);
+	}
 	mover_arm(m);
 }
 
@@ -180,7 +187,7 @@ static inline void run_workers(struct mover *m, int count, void (*work)(struct m
 		if (!children[i]) {
 			mover_fork(m, i);
 			if (m->mode == ONCE && i == count - 1)
-				move_to(m, 1 % m->cells);
+				move_to(m, (m->here + 1) % m->cells);
 			work(m, i, arg);
 			if (m->mode != STAY)
 				printf("process %d: %d moves\n", i, m->moves);
