@@ -227,6 +227,10 @@ pub struct UpArgs {
     /// Memory of each node for pages of the others; without it, as much as they have
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     window_memory: Option<u64>,
+    /// Let a cell run other tasks while it waits for a page (KVM's asynchronous page faults); pages that are read are then taken
+    /// for writing
+    #[arg(long)]
+    async_pf: bool,
     /// Give up if the cells are not up after this many seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     timeout: u64,

@@ -140,7 +140,11 @@ fn draft(args: &UpArgs, name: &str, host: HostKind, state: &Path) -> ClusterSpec
         control: Address::Unix(state.join("control.sock")),
         state: state.to_owned(),
         fabric: FabricSpec::Unix,
-        dsm: DsmSpec { busy_poll_us: args.dsm_poll_us, window_memory_bytes: args.window_memory },
+        dsm: DsmSpec {
+            busy_poll_us: args.dsm_poll_us,
+            window_memory_bytes: args.window_memory,
+            async_pf: args.async_pf,
+        },
     }
 }
 

@@ -86,11 +86,13 @@ pub struct DsmSpec {
     pub busy_poll_us: u64,
     /// Memory of a node for pages of the others, in bytes, divided evenly among its windows; `None`: no bound.
     pub window_memory_bytes: Option<u64>,
+    /// Have cells KVM's asynchronous page faults? They take pages for writing that are only read.
+    pub async_pf: bool,
 }
 
 impl Default for DsmSpec {
     fn default() -> Self {
-        Self { busy_poll_us: BUSY_POLL_US, window_memory_bytes: None }
+        Self { busy_poll_us: BUSY_POLL_US, window_memory_bytes: None, async_pf: false }
     }
 }
 

@@ -26,9 +26,18 @@ const EDX_HTT: u32 = 1 << 28;
 const ECX_SVM: u32 = 1 << 2;
 const ECX_TOPOLOGY_EXT: u32 = 1 << 22;
 
+/// What the leaves do not say by themselves.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Features {
+    /// The timer of the local APIC has a deadline mode.
+    pub(super) tsc_deadline: bool,
+    /// The cell is told of a page that it waits for, and may run another task meanwhile.
+    pub(super) async_pf: bool,
+}
+
 /// Fits what the host's KVM supports to vCPU `id` of `vcpus`: one package of single-threaded cores whose APIC numbers
 /// are their indices. Nested virtualisation is not offered.
-pub(super) fn fit_cpuid(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
+pub(super) fn fit_cpuid(cpuid: &mut CpuId, id: u8, vcpus: u8, features: Features) {
     let apic = u32::from(id);
     let count = u32::from(vcpus);
     // Bits of an APIC number that tell the cores of a package apart.
@@ -38,7 +47,7 @@ pub(super) fn fit_cpuid(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool
             LEAF_BASIC => {
                 entry.ebx = entry.ebx & 0xffff | count << 16 | apic << 24;
                 entry.ecx = entry.ecx & !ECX_VMX | ECX_HYPERVISOR;
-                set(&mut entry.ecx, ECX_TSC_DEADLINE, tsc_deadline);
+                set(&mut entry.ecx, ECX_TSC_DEADLINE, features.tsc_deadline);
                 set(&mut entry.edx, EDX_HTT, count > 1);
             }
             LEAF_CACHE => {
@@ -57,8 +66,9 @@ pub(super) fn fit_cpuid(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool
             }
             LEAF_EXTENDED => entry.ecx &= !(ECX_SVM | ECX_TOPOLOGY_EXT),
             // The host would fetch every page that is awaited so for writing (async_pf_execute of Linux asks for FOLL_WRITE):
-            // a read of another node's page would take it away from its readers.
-            LEAF_KVM => entry.eax &= !EAX_ASYNC_PF,
+            // a read of another node's page takes it away from its readers. So it is off unless asked for
+            // (docs/decisions/0003-async-page-faults.md).
+            LEAF_KVM if !features.async_pf => entry.eax &= !EAX_ASYNC_PF,
             LEAF_SIZES => entry.ecx = bits << 12 | (count - 1),
             LEAF_SVM | LEAF_CACHE_AMD | LEAF_TOPOLOGY_AMD => {
                 (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
@@ -175,7 +185,7 @@ mod tests {
             ..Default::default()
         };
         let mut cpuid = CpuId::from_entries(&[entry]).unwrap();
-        fit_cpuid(&mut cpuid, id, vcpus, true);
+        fit_cpuid(&mut cpuid, id, vcpus, Features { tsc_deadline: true, async_pf: false });
         cpuid.as_slice()[0]
     }
 

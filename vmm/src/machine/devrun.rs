@@ -244,6 +244,7 @@ fn build(args: &DevRunArgs) -> anyhow::Result<Vec<Cell>> {
         let config = Config {
             name: format!("cell{cell}"),
             vcpus: args.vcpus,
+            async_pf: false,
             kernel: args.kernel.clone(),
             initrd: args.initrd.clone(),
             cmdline: format!(

@@ -51,6 +51,7 @@ fn machine_with(
     let config = Config {
         name: "test".to_owned(),
         vcpus,
+        async_pf: false,
         kernel: "none".into(),
         initrd: None,
         cmdline: String::new(),
@@ -326,6 +327,7 @@ fn configurations_that_are_no_machine_are_refused_with_the_reason() {
     let config = |vcpus| Config {
         name: "test".to_owned(),
         vcpus,
+        async_pf: false,
         kernel: "/no/such/vmlinux".into(),
         initrd: None,
         cmdline: String::new(),

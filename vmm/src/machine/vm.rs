@@ -29,6 +29,8 @@ pub struct Config {
     pub name: String,
     /// vCPUs, 1 to 8.
     pub vcpus: u8,
+    /// KVM's asynchronous page faults.
+    pub async_pf: bool,
     /// Kernel: an uncompressed ELF `vmlinux`.
     pub kernel: PathBuf,
     /// Initial RAM disk.
@@ -120,7 +122,7 @@ impl Machine {
         add_memory(&vm, &regions)?;
         let com1 = wire_serial(&vm, &config.serial)?;
         let windows = wire_devices(&vm, devices, &ram)?;
-        let waiting = create_vcpus(&kvm, &vm, config.vcpus)?;
+        let waiting = create_vcpus(&kvm, &vm, config)?;
         if let Some(first) = waiting.first() {
             boot(&first.fd, &ram)?;
         }
@@ -306,16 +308,18 @@ fn wire_devices(
     Ok(windows)
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Vcpu>, MachineError> {
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &Config) -> Result<Vec<Vcpu>, MachineError> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(MachineError::kvm("reading the supported CPUID"))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let features =
+        cpu::Features { tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer), async_pf: config.async_pf };
+    let count = config.vcpus;
     (0..count)
         .map(|id| {
             let fd = vm.create_vcpu(u64::from(id)).map_err(MachineError::kvm("creating a vCPU"))?;
             let mut cpuid = supported.clone();
-            cpu::fit_cpuid(&mut cpuid, id, count, tsc_deadline);
+            cpu::fit_cpuid(&mut cpuid, id, count, features);
             fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("setting CPUID"))?;
             cpu::set_common_state(&fd)?;
             Ok(Vcpu { id, fd })

@@ -125,6 +125,7 @@ impl MachineCell {
         let config = Config {
             name: format!("cell{node}"),
             vcpus: u8::try_from(spec.vcpus)?,
+            async_pf: spec.dsm.async_pf,
             kernel: spec.kernel.clone(),
             initrd: None,
             cmdline: command_line(spec, node),
