@@ -169,4 +169,18 @@ mod tests {
         patch(&mut old, lines, &bytes);
         assert_eq!(old, new);
     }
+
+    /// What a difference costs the processor: `cargo test --release -p ssi-dsm --lib delta -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "prints times, and judges nothing"]
+    fn times_of_a_twin_and_a_comparison() {
+        const ROUNDS: u32 = 100_000;
+        let (mut deltas, bytes) = (Deltas::new(1), page(&[100]));
+        let start = std::time::Instant::now();
+        for version in 1..=u64::from(ROUNDS) {
+            *deltas.twin(0, version).unwrap() = std::hint::black_box(bytes);
+            deltas.leaves(0, version + 1, std::hint::black_box(&bytes));
+        }
+        println!("{:?} for a twin and its comparison", start.elapsed() / ROUNDS);
+    }
 }

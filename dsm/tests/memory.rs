@@ -189,3 +189,75 @@ fn dsm_2_taking_one_page_of_a_touched_run_leaves_its_neighbours_mapped() {
     memory.install(pages / 2, Access::Write).unwrap();
     assert_eq!(reader.join().unwrap(), (pages / 2) as u8);
 }
+
+#[test]
+fn a_run_of_pages_is_protected_across_the_end_of_a_watched_run_and_its_neighbours_are_not() {
+    let memory = slice(SliceKind::Own);
+    let pages = RUN_SIZE / PAGE_SIZE;
+    for index in 0..2 * pages {
+        access(&memory, index, Some(index as u8)).join().unwrap();
+    }
+    let run = pages - 3..pages + 3;
+    memory.protect_run(run.start, run.len()).unwrap();
+    for index in (0..2 * pages).filter(|index| !run.contains(index)) {
+        access(&memory, index, Some(1)).join().unwrap();
+    }
+    assert_eq!(memory.faults(1).unwrap(), [], "no neighbour waits");
+    for index in run.clone() {
+        assert_eq!(access(&memory, index, None).join().unwrap(), index as u8, "reads go through");
+        let writer = access(&memory, index, Some(2));
+        let found = fault(&memory);
+        assert_eq!((found.index, found.access), (index, Access::Write));
+        memory.unprotect(index).unwrap();
+        writer.join().unwrap();
+    }
+    assert!(matches!(memory.protect_run(2 * pages - 1, 2), Err(Error::OutOfRange { .. })));
+    assert!(matches!(memory.zap_run(usize::MAX, 2), Err(Error::OutOfRange { .. })));
+}
+
+#[test]
+fn a_run_of_pages_comes_at_once_around_those_that_are_here_and_goes_at_once() {
+    let memory = slice(SliceKind::Window);
+    for index in 0..8 {
+        memory.store(index, &[index as u8 + 1; PAGE_SIZE]).unwrap();
+    }
+    memory.install(3, Access::Write).unwrap();
+    let reader = access(&memory, 5, None);
+    assert_eq!(fault(&memory).index, 5);
+    memory.install_run(0, 8, Access::Read).unwrap();
+    assert_eq!(reader.join().unwrap(), 6, "who waited is awake");
+    for index in 0..8 {
+        assert_eq!(access(&memory, index, None).join().unwrap(), index as u8 + 1);
+    }
+    let writer = access(&memory, 3, Some(9));
+    assert_eq!(fault(&memory).kind, FaultKind::WriteProtected, "the page that was here is to be read now");
+    memory.unprotect(3).unwrap();
+    writer.join().unwrap();
+    memory.zap_run(0, 8).unwrap();
+    for index in [0, 3, 7] {
+        assert!(!memory.is_resident(index).unwrap());
+    }
+    assert_eq!(memory.faults(1).unwrap(), []);
+}
+
+#[test]
+fn discarded_pages_give_their_memory_back_to_the_host() {
+    use std::os::unix::fs::MetadataExt;
+    let memory = slice(SliceKind::Window);
+    let kib = || memory.file().metadata().unwrap().blocks() / 2;
+    assert_eq!(kib(), 0);
+    for index in 0..64 {
+        memory.store(index, &[7; PAGE_SIZE]).unwrap();
+    }
+    memory.install_run(0, 64, Access::Read).unwrap();
+    assert_eq!(kib(), 256);
+    memory.zap_run(0, 48).unwrap();
+    memory.discard_run(0, 48).unwrap();
+    assert_eq!(kib(), 64);
+    assert_eq!(access(&memory, 48, None).join().unwrap(), 7, "the others stay");
+    let reader = access(&memory, 0, None);
+    assert_eq!(fault(&memory).kind, FaultKind::Missing);
+    memory.store(0, &[8; PAGE_SIZE]).unwrap();
+    memory.install(0, Access::Read).unwrap();
+    assert_eq!(reader.join().unwrap(), 8);
+}

@@ -21,6 +21,8 @@ pub(super) struct Entry {
     /// Until when the home's cell keeps what it was granted, in microseconds.
     held_until: u64,
     pace: Pace,
+    /// Is it in the list of those that are worth remembering?
+    remembered: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -97,6 +99,7 @@ impl Entry {
             queue: VecDeque::new(),
             held_until: 0,
             pace: Pace::default(),
+            remembered: false,
         }
     }
 
@@ -130,6 +133,19 @@ impl Entry {
         }
     }
 
+    /// Is there more to it than what is worth remembering of a page that is at home?
+    pub(super) fn is_live(&self) -> bool {
+        self.state != State::Home || self.busy.is_some() || !self.queue.is_empty()
+    }
+
+    /// The home's cell is about to be able to write the page.
+    fn is_written(&mut self, page: PageNo, step: &mut Step) {
+        let version = std::mem::take(&mut self.version);
+        if self.pace.is_contended() && version != 0 {
+            step.actions.push(Action::Twin { page, version });
+        }
+    }
+
     /// The home's cell loses the page, if it has it.
     fn zap(&mut self, page: PageNo, config: &super::Config, step: &mut Step) {
         if std::mem::take(&mut self.mapped) {
@@ -156,10 +172,10 @@ impl Node {
             && let Some(allowed) = allowed
             && allowed >= access
         {
-            step.actions.push(Action::Install { page, access: allowed });
             if allowed == Access::Write {
-                entry.version = 0;
+                entry.is_written(page, step);
             }
+            step.actions.push(Action::Install { page, access: allowed });
             if !entry.mapped {
                 entry.mapped = true;
                 entry.pace.missed(&config, step.now);
@@ -236,7 +252,7 @@ impl Node {
             }
             of_bytes = entry.version;
             given |= 1 << n;
-            Self::share(entry, page, from, Given { ticket: ticket + n, by: None }, step);
+            Self::share(entry, page, (from, Given { ticket: ticket + n, by: None }), &config, step);
         }
         step.send(from, answer(given, skipped, if given == 0 { 0 } else { of_bytes }));
     }
@@ -254,11 +270,18 @@ impl Node {
     }
 
     /// One more sharer of a page that the home has.
-    fn share(entry: &mut Entry, page: PageNo, to: NodeId, given: Given, step: &mut Step) {
+    fn share(
+        entry: &mut Entry,
+        page: PageNo,
+        (to, given): (NodeId, Given),
+        config: &super::Config,
+        step: &mut Step,
+    ) {
         match &mut entry.state {
             State::Shared(sharers) => drop(sharers.insert(to, given)),
             state => {
                 if entry.mapped {
+                    entry.pace.lost(config, step.now);
                     step.actions.push(Action::Protect(page));
                 }
                 *state = State::Shared(BTreeMap::from([(to, given)]));
@@ -276,7 +299,7 @@ impl Node {
             match entry.queue.front().copied() {
                 None if entry.state != State::Home => return,
                 None if held => break,
-                None => drop(self.directory.remove(&page)),
+                None => return self.put_away(page, step.now),
                 Some(request) if held && entry.takes_from_home(&request) => break,
                 Some(request) => {
                     entry.queue.pop_front();
@@ -286,6 +309,29 @@ impl Node {
         }
         if let Some(entry) = self.directory.get(&page) {
             self.deadlines.insert((entry.held_until, page));
+        }
+    }
+
+    /// A page has come home. One that is likely to be taken again is worth remembering, up to a number; others are forgotten.
+    fn put_away(&mut self, page: PageNo, now: u64) {
+        let most = self.config.twin_pages;
+        let Some(entry) = self.directory.get_mut(&page).filter(|e| most > 0 && e.pace.was_lost()) else {
+            self.directory.remove(&page);
+            return;
+        };
+        if std::mem::replace(&mut entry.remembered, true) {
+            return;
+        }
+        self.remembered.push_back(page);
+        if self.remembered.len() as u64 > most
+            && let Some(oldest) = self.remembered.pop_front()
+            && let Some(entry) = self.directory.get_mut(&oldest)
+        {
+            entry.remembered = false;
+            // One that is in use, or held, is looked at again when that is over.
+            if !entry.is_live() && now >= entry.held_until {
+                self.directory.remove(&oldest);
+            }
         }
     }
 
@@ -343,10 +389,7 @@ impl Node {
                 entry.mapped = true;
                 entry.held_until = entry.pace.granted(&config, step.now);
                 if access == Access::Write {
-                    if entry.pace.is_contended() && entry.version != 0 {
-                        step.actions.push(Action::Twin { page, version: entry.version });
-                    }
-                    entry.version = 0;
+                    entry.is_written(page, step);
                 }
                 step.actions.push(Action::Install { page, access });
             }
@@ -360,7 +403,7 @@ impl Node {
                     entry.zap(page, &config, step);
                     entry.state = State::Remote(to, given);
                 } else {
-                    Self::share(entry, page, to, given, step);
+                    Self::share(entry, page, (to, given), &config, step);
                 }
                 let version = entry.version;
                 step.send(

@@ -65,7 +65,7 @@ mod pace;
 mod stream;
 mod window;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::types::{Access, NodeId, PageNo};
 use holder::{Answer, Copy};
@@ -276,6 +276,8 @@ pub struct Node {
     deadlines: BTreeSet<(u64, PageNo)>,
     /// Copies that take memory, the oldest first: see `window`.
     order: BTreeMap<u64, PageNo>,
+    /// Pages of the own slice that are plainly at home and likely to be taken again, the oldest first: see `home`.
+    remembered: VecDeque<PageNo>,
     last_turn: u64,
     streams: Streams,
 }
@@ -308,6 +310,7 @@ impl Node {
             last_version: 0,
             deadlines: BTreeSet::new(),
             order: BTreeMap::new(),
+            remembered: VecDeque::new(),
             last_turn: 0,
             streams: Streams::default(),
         }
@@ -339,9 +342,10 @@ impl Node {
         self.deadlines.first().map(|&(at, _)| at)
     }
 
-    /// Pages that are more than plainly at their home: directory entries, and copies that are here or asked for.
+    /// Pages that are more than plainly at their home: shared, owned or busy at home, and copies that are here or
+    /// asked for.
     pub fn tracked_pages(&self) -> usize {
-        self.directory.len() + self.live_copies()
+        self.directory.values().filter(|entry: &&Entry| entry.is_live()).count() + self.live_copies()
     }
 
     fn home(&self, page: PageNo) -> Option<NodeId> {

@@ -49,6 +49,11 @@ impl Pace {
         }
     }
 
+    /// Was the page ever taken away, as far as anybody wants to know?
+    pub(super) fn was_lost(&self) -> bool {
+        self.losses > 0
+    }
+
     /// Is the page taken away again and again?
     pub(super) fn is_contended(&self) -> bool {
         self.losses == OFTEN
