@@ -32,7 +32,7 @@ pub use fabric::FabricLink;
 pub use hold::{HOLD_MAX_US, HOLD_MIN_US, measured_hold_us};
 pub use link::{Link, LocalLinks, StreamLinks};
 pub use polling::BUSY_POLL_US;
-pub use service::{Dsm, DsmError, PREFETCH_PAGES, PageLost, Tuning};
+pub use service::{Dsm, DsmError, PREFETCH_PAGES, PageLost, TWIN_PAGES, Tuning};
 
 #[cfg(test)]
 mod tests;

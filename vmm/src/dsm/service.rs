@@ -69,6 +69,9 @@ type FetchDone = Box<dyn FnOnce(Result<Bytes, PageLost>) + Send>;
 /// Pages that a node fetches ahead of a run of reads, at most.
 pub const PREFETCH_PAGES: u64 = ssi_dsm::protocol::RUN_PAGES as u64;
 
+/// Pages of each slice whose changes a node follows, at most: they go as differences (docs/decisions/0002).
+pub const TWIN_PAGES: u64 = 1024;
+
 /// How a node's threads serve its slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {

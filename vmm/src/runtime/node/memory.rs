@@ -8,7 +8,7 @@ use ssi_dsm::protocol::{Config, SliceMap};
 use ssi_proto::device::{PAGE_SIZE, PageStatus, SLICE0_BASE};
 
 use super::fetch::PageSource;
-use crate::dsm::{Dsm, HOLD_MAX_US, PREFETCH_PAGES, measured_hold_us};
+use crate::dsm::{Dsm, HOLD_MAX_US, PREFETCH_PAGES, TWIN_PAGES, measured_hold_us};
 use crate::launch::ClusterSpec;
 use crate::launch::spec::LOW_RAM_BYTES;
 use crate::machine::RamRegion;
@@ -41,6 +41,7 @@ impl Memory {
             hold_max_us: HOLD_MAX_US,
             prefetch_pages: PREFETCH_PAGES,
             window_pages: spec.window_pages(),
+            twin_pages: TWIN_PAGES,
             ..Config::new(NodeId(u16::try_from(node)?), slices)
         })?;
         Ok(Arc::new(Self { low: RamRegion::low(LOW_RAM_BYTES)?, dsm }))
