@@ -61,6 +61,26 @@ pub trait Memory {
     /// See [`Memory::protect`].
     fn store(&self, index: usize, bytes: &[u8; PAGE_BYTES]) -> Result<(), Self::Error>;
 
+    /// Copies as many whole pages out as `bytes` holds, from page `index` on.
+    ///
+    /// # Errors
+    /// See [`Memory::protect`].
+    fn read_run(&self, index: usize, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        let pages = bytes.chunks_exact_mut(PAGE_BYTES).zip(index..);
+        pages
+            .filter_map(|(page, n)| Some((page.first_chunk_mut()?, n)))
+            .try_for_each(|(page, n)| self.read(n, page))
+    }
+    /// Copies as many whole pages as `bytes` holds into the pages from `index` on.
+    ///
+    /// # Errors
+    /// See [`Memory::protect`].
+    fn store_run(&self, index: usize, bytes: &[u8]) -> Result<(), Self::Error> {
+        let pages = bytes.chunks_exact(PAGE_BYTES).zip(index..);
+        pages
+            .filter_map(|(page, n)| Some((page.first_chunk()?, n)))
+            .try_for_each(|(page, n)| self.store(n, page))
+    }
     /// [`Memory::protect`] for `count` pages from `index` on; so for all of these.
     ///
     /// # Errors
@@ -474,6 +494,11 @@ impl<M: Memory> Driver<M> {
                     self.counters.discarded_pages_count += count as u64;
                     self.memory.discard_run(index, count)?;
                 }
+                Action::Store(page) => {
+                    if let Some((_, repr)) = said {
+                        self.store(page, count, repr)?;
+                    }
+                }
                 other => self.act(other, said, now_us, out)?,
             }
         }
@@ -493,11 +518,6 @@ impl<M: Memory> Driver<M> {
                 let index = self.place(page);
                 self.came(index, FaultKind::Upgrade, now_us);
                 self.memory.unprotect(index)?;
-            }
-            Action::Store(page) => {
-                if let Some((_, repr)) = said {
-                    self.store(page, repr)?;
-                }
             }
             Action::Twin { page, version } => {
                 let index = self.place(page);
@@ -524,13 +544,17 @@ impl<M: Memory> Driver<M> {
                 None => *self.counters.refused_count.entry(why).or_default() += 1,
             },
             // Done in runs.
-            Action::Protect(_) | Action::Zap(_) | Action::Install { .. } | Action::Discard(_) => {}
+            Action::Protect(_)
+            | Action::Zap(_)
+            | Action::Store(_)
+            | Action::Install { .. }
+            | Action::Discard(_) => {}
         }
         Ok(())
     }
 
-    /// Puts the page's bytes, as they came with the message, in their place.
-    fn store(&mut self, page: PageNo, repr: &Repr<'_>) -> Result<(), M::Error> {
+    /// Puts the bytes of `count` pages, as they came with the message, in their place.
+    fn store(&mut self, page: PageNo, count: usize, repr: &Repr<'_>) -> Result<(), M::Error> {
         let index = self.place(page);
         let version = match repr.message {
             Message::Data { version, .. }
@@ -544,11 +568,16 @@ impl<M: Memory> Driver<M> {
                 let nth = page.0 - repr.message.page().0;
                 let before = repr.message.pages() & ((1_u64 << nth) - 1);
                 let start = before.count_ones() as usize * PAGE_BYTES;
-                if let Some(bytes) = bytes.get(start..).and_then(|bytes| bytes.first_chunk()) {
-                    self.memory.store(index, bytes)?;
+                // Neighbours that are given follow each other in the message.
+                let bytes = bytes.get(start..start + count * PAGE_BYTES).unwrap_or_default();
+                match bytes.first_chunk() {
+                    Some(page) if count == 1 => self.memory.store(index, page)?,
+                    _ => self.memory.store_run(index, bytes)?,
                 }
-                self.deltas.comes(index, version, history.steps());
-                self.counters.run_pages_count += u64::from(matches!(repr.message, Message::DataRun { .. }));
+                (index..index + count).for_each(|index| self.deltas.comes(index, version, history.steps()));
+                if matches!(repr.message, Message::DataRun { .. }) {
+                    self.counters.run_pages_count += count as u64;
+                }
             }
             Body::Difference { history, lines, bytes } => {
                 let mut whole = [0; PAGE_BYTES];
@@ -581,8 +610,13 @@ impl<M: Memory> Driver<M> {
                 }
             }
             _ => {
-                for (_, page) in run_pages(message.page(), message.pages()) {
-                    self.memory.read(self.place(page), frame.page())?;
+                let mut pages = run_pages(message.page(), message.pages()).peekable();
+                while let Some((_, first)) = pages.next() {
+                    let mut count = 1;
+                    while pages.next_if(|&(_, page)| page.0 == first.0 + count as u64).is_some() {
+                        count += 1;
+                    }
+                    self.memory.read_run(self.place(first), frame.pages(count))?;
                 }
             }
         }
@@ -609,6 +643,7 @@ fn follows(action: Action, next: Action, count: u64) -> bool {
         Action::Protect(page) => next == Action::Protect(after(page)),
         Action::Zap(page) => next == Action::Zap(after(page)),
         Action::Discard(page) => next == Action::Discard(after(page)),
+        Action::Store(page) => next == Action::Store(after(page)),
         Action::Install { page, access } => next == Action::Install { page: after(page), access },
         _ => false,
     }
@@ -659,5 +694,11 @@ impl Memory for std::sync::Arc<crate::memory::SliceMemory> {
     }
     fn discard_run(&self, index: usize, count: usize) -> Result<(), Self::Error> {
         self.as_ref().discard_run(index, count)
+    }
+    fn read_run(&self, index: usize, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.as_ref().read_run(index, bytes)
+    }
+    fn store_run(&self, index: usize, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.as_ref().store_run(index, bytes)
     }
 }

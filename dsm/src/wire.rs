@@ -465,6 +465,13 @@ impl<'b> Frame<'b> {
         }
     }
 
+    /// Adds `count` pages, one after the other, for the caller to fill; at most [`RUN_DATA_PAGES`] in all.
+    pub fn pages(&mut self, count: usize) -> &mut [u8] {
+        let start = self.bytes.len();
+        self.bytes.resize(start + count * PAGE_BYTES, 0);
+        &mut self.bytes[start..]
+    }
+
     /// Adds the lines of `page` whose bits are set, at most [`DIFFERENCE_LINES`].
     pub fn difference(&mut self, lines: u64, page: &[u8; PAGE_BYTES]) {
         self.bytes[2] |= DIFFERENCE;

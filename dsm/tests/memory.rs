@@ -218,16 +218,21 @@ fn a_run_of_pages_is_protected_across_the_end_of_a_watched_run_and_its_neighbour
 #[test]
 fn a_run_of_pages_comes_at_once_around_those_that_are_here_and_goes_at_once() {
     let memory = slice(SliceKind::Window);
-    for index in 0..8 {
-        memory.store(index, &[index as u8 + 1; PAGE_SIZE]).unwrap();
-    }
+    let bytes: Vec<u8> = (0..6).flat_map(|index| [index as u8 + 1; PAGE_SIZE]).collect();
+    memory.store_run(0, &bytes).unwrap();
+    memory.store(7, &[8; PAGE_SIZE]).unwrap();
+    let mut read = vec![0; 6 * PAGE_SIZE];
+    memory.read_run(0, &mut read).unwrap();
+    assert!(read == bytes);
+    // Page 6 has no memory yet, and is mapped all the same.
+    let expected = |index: usize| if index == 6 { 0 } else { index as u8 + 1 };
     memory.install(3, Access::Write).unwrap();
     let reader = access(&memory, 5, None);
     assert_eq!(fault(&memory).index, 5);
     memory.install_run(0, 8, Access::Read).unwrap();
     assert_eq!(reader.join().unwrap(), 6, "who waited is awake");
     for index in 0..8 {
-        assert_eq!(access(&memory, index, None).join().unwrap(), index as u8 + 1);
+        assert_eq!(access(&memory, index, None).join().unwrap(), expected(index));
     }
     let writer = access(&memory, 3, Some(9));
     assert_eq!(fault(&memory).kind, FaultKind::WriteProtected, "the page that was here is to be read now");

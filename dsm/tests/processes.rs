@@ -74,6 +74,88 @@ fn dsm_3_store_then_load_is_never_reordered_between_nodes() {
     });
 }
 
+/// The pages of slice 0, whose home is the other process, read in order.
+fn read_all(node: &TestNode, pages: usize) {
+    for page in 0..pages {
+        assert_eq!(node.counter(0, page).load(Ordering::Relaxed), page as u64 + 1);
+    }
+}
+
+#[test]
+fn dsm_2_a_run_of_reads_is_fetched_ahead_and_a_small_window_gives_its_memory_back() {
+    const RUN: usize = 2048;
+    const WINDOW: u64 = 256;
+    let name = "dsm_2_a_run_of_reads_is_fetched_ahead_and_a_small_window_gives_its_memory_back";
+    in_two_processes(name, |node| {
+        if node.me.0 == 0 {
+            for page in 0..RUN {
+                node.counter(0, page).store(page as u64 + 1, Ordering::Relaxed);
+            }
+            node.meet();
+        } else {
+            use std::os::unix::fs::MetadataExt;
+            node.meet();
+            node.set_window_pages(0, WINDOW);
+            read_all(node, RUN);
+            let counters = node.counters(0);
+            assert!(counters.read_faults_count < RUN as u64 / 8, "{counters:?}");
+            assert!(counters.run_pages_count > RUN as u64 * 3 / 4, "{counters:?}");
+            assert!(counters.discarded_pages_count > RUN as u64 / 2, "{counters:?}");
+            let kib = node.memories[0].file().metadata().unwrap().blocks() / 2;
+            assert!(kib <= 2 * 4 * WINDOW, "{kib} KiB for a window of {WINDOW} pages");
+            read_all(node, RUN);
+        }
+        node.meet();
+        node.check();
+        node.meet();
+    });
+}
+
+/// `cargo test --release -p ssi-dsm --test processes stream -- --ignored --nocapture`
+#[test]
+#[ignore = "prints times, and judges nothing"]
+fn a_stream_of_64_mib_beside_raw_tcp() {
+    use std::io::{Read, Write};
+    use std::time::Instant;
+    const BYTES: usize = 64 << 20;
+    let raw = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let start = Instant::now();
+        let sender = thread::spawn(move || {
+            let mut to = std::net::TcpStream::connect(address).unwrap();
+            (0..BYTES / 65536).for_each(|_| to.write_all(&[7; 65536]).unwrap());
+        });
+        let mut buffer = vec![0; 65536];
+        let mut from = listener.accept().unwrap().0;
+        while from.read(&mut buffer).unwrap() > 0 {}
+        sender.join().unwrap();
+        start.elapsed()
+    };
+    in_two_processes("a_stream_of_64_mib_beside_raw_tcp", |node| {
+        let pages = BYTES / PAGE_SIZE;
+        if node.me.0 == 0 {
+            for page in 0..pages {
+                node.counter(0, page).store(page as u64 + 1, Ordering::Relaxed);
+            }
+            let yardstick = raw();
+            node.meet();
+            let start = Instant::now();
+            node.meet();
+            let dsm = start.elapsed();
+            let ratio = yardstick.as_secs_f64() / dsm.as_secs_f64();
+            println!("64 MiB: {dsm:?} page by page in order, {yardstick:?} over raw TCP: {ratio:.2} of it");
+        } else {
+            node.meet();
+            read_all(node, pages);
+            node.meet();
+        }
+        node.meet();
+        node.check();
+        node.meet();
+    });
+}
+
 #[cfg(target_arch = "x86_64")]
 mod guest {
     use super::*;

@@ -178,8 +178,10 @@ impl SliceMemory {
     /// [`Error::OutOfRange`], [`Error::Os`].
     pub fn install_run(&self, index: usize, count: usize, access: Access) -> Result<(), Error> {
         self.check_run(index, count)?;
-        for page in index..index + count {
-            self.prepare(page)?;
+        if self.kind == SliceKind::Own {
+            for page in index..index + count {
+                self.prepare(page)?;
+            }
         }
         let mut done = 0;
         while done < count {
@@ -255,6 +257,27 @@ impl SliceMemory {
             ptr::copy_nonoverlapping(bytes.as_ptr(), self.alias.at(index * PAGE_SIZE), PAGE_SIZE);
         }
         Ok(())
+    }
+
+    /// Copies as many whole pages out as `bytes` holds, from page `index` on, with one system call.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn read_run(&self, index: usize, bytes: &mut [u8]) -> Result<(), Error> {
+        self.check_run(index, bytes.len() / PAGE_SIZE)?;
+        let read = self.file.read_exact_at(bytes, (index * PAGE_SIZE) as u64);
+        read.map_err(|e| Error::from_os("reading a memfd", e))
+    }
+
+    /// Copies as many whole pages as `bytes` holds into those from `index` on, with one system call: the host need not clear
+    /// them first. They are invalid in the guest mapping (or nobody uses them).
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn store_run(&self, index: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.check_run(index, bytes.len() / PAGE_SIZE)?;
+        let stored = self.file.write_all_at(bytes, (index * PAGE_SIZE) as u64);
+        stored.map_err(|e| Error::from_os("writing a memfd", e))
     }
 
     /// Is the run of this page watched? Always so in a window.

@@ -238,10 +238,10 @@ impl Uffd {
     }
 
     /// Maps the memfd's pages in `len` bytes at `address` and wakes those who wait for them; says how many bytes were mapped
-    /// before one that is mapped already.
+    /// before a page that is mapped already, or that the memfd lacks.
     ///
     /// # Errors
-    /// [`Error::Os`]; `EFAULT` says that the memfd lacks a page there.
+    /// [`Error::Os`] with the kernel's reason.
     pub fn map_pages(&self, address: u64, len: usize, protect: bool) -> Result<usize, Error> {
         let mode = if protect { CONTINUE_WP } else { 0 };
         let mut done = 0;
@@ -257,7 +257,7 @@ impl Uffd {
             match (error.raw_os_error(), usize::try_from(i64::from_ne_bytes(arg.result.to_ne_bytes()))) {
                 (_, Ok(mapped)) if mapped > 0 => done += mapped,
                 (Some(libc::EAGAIN | libc::EINTR), _) => std::thread::yield_now(),
-                (Some(libc::EEXIST), _) => return Ok(done),
+                (Some(libc::EEXIST | libc::EFAULT), _) => return Ok(done),
                 _ => return Err(Error::from_os("UFFDIO_CONTINUE", error)),
             }
         }

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use ssi_dsm::driver::{Driver, Outbox};
+use ssi_dsm::driver::{Counters, Driver, Outbox};
 use ssi_dsm::memory::{Error, PAGE_SIZE, SliceKind, SliceMemory};
 use ssi_dsm::protocol::{Config, SliceMap};
 use ssi_dsm::{NodeId, PageNo};
 
-pub const SLICES: SliceMap = SliceMap { base: 4 << 30, stride: 1 << 30, size: 4 << 20, nodes: 2 };
+pub const SLICES: SliceMap = SliceMap { base: 4 << 30, stride: 1 << 30, size: 64 << 20, nodes: 2 };
 const CHILD: &str = "SSI_DSM_TEST_CHILD";
 
 pub struct TestNode {
@@ -45,7 +45,13 @@ type Step<'a> = &'a dyn Fn(&mut Driver<Arc<SliceMemory>>, u64, &mut Out<'_>) -> 
 impl TestNode {
     /// Starts node `me` with a socket to the other one. Its threads end with the process.
     fn start(me: u16, socket: UnixStream) -> Arc<Self> {
-        let config = Config { hold_us: 200, ..Config::new(NodeId(me), SLICES) };
+        let config = Config {
+            hold_us: 200,
+            hold_max_us: 1600,
+            prefetch_pages: 64,
+            twin_pages: 64,
+            ..Config::new(NodeId(me), SLICES)
+        };
         let kind = |slice| if slice == me { SliceKind::Own } else { SliceKind::Window };
         let memory = |slice| Arc::new(SliceMemory::new(SLICES.size as usize, kind(slice)).unwrap());
         let memories: Vec<_> = (0..SLICES.nodes).map(memory).collect();
@@ -131,6 +137,16 @@ impl TestNode {
         unsafe { &*self.memories[slice].guest_addr().add(page * PAGE_SIZE).cast::<AtomicU64>() }
     }
 
+    /// What the driver of a slice has counted.
+    pub fn counters(&self, slice: usize) -> Counters {
+        self.drivers[slice].lock().unwrap().counters().clone()
+    }
+
+    /// Lets the window onto a slice have so many pages.
+    pub fn set_window_pages(&self, slice: usize, pages: u64) {
+        self.drivers[slice].lock().unwrap().set_window_pages(pages);
+    }
+
     /// Nothing that an honest node says is malformed or refused.
     pub fn check(&self) {
         for driver in &self.drivers {
@@ -164,7 +180,7 @@ pub fn in_two_processes(name: &str, work: impl Fn(&TestNode)) {
     }
     let (near, far) = UnixStream::pair().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--nocapture", "--include-ignored", "--test-threads=1"])
         .env(CHILD, name)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(far)))
         .stdout(Stdio::null())
