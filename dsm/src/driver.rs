@@ -88,13 +88,6 @@ pub trait Memory {
     fn protect_run(&self, index: usize, count: usize) -> Result<(), Self::Error> {
         (index..index + count).try_for_each(|index| self.protect(index))
     }
-    /// `count` pages from `index` on are on their way: a moment to have memory for their bytes. A hint.
-    ///
-    /// # Errors
-    /// See [`Memory::protect`].
-    fn expect_run(&self, _index: usize, _count: usize) -> Result<(), Self::Error> {
-        Ok(())
-    }
     /// See [`Memory::protect_run`].
     ///
     /// # Errors
@@ -628,10 +621,6 @@ impl<M: Memory> Driver<M> {
         self.counters.sent_bytes += frame.len() as u64;
         out.send(to, frame);
         self.frame = buffer;
-        if let Message::ReadRun { page, wanted, .. } = *message {
-            let count = u64::BITS - wanted.leading_zeros();
-            self.memory.expect_run(self.place(page), count as usize)?;
-        }
         Ok(())
     }
 }
@@ -664,9 +653,6 @@ impl Memory for std::sync::Arc<crate::memory::SliceMemory> {
     }
     fn zap(&self, index: usize) -> Result<(), Self::Error> {
         self.as_ref().zap(index)
-    }
-    fn expect_run(&self, index: usize, count: usize) -> Result<(), Self::Error> {
-        self.as_ref().populate_run(index, count)
     }
     fn install(&self, index: usize, access: Access) -> Result<(), Self::Error> {
         self.as_ref().install(index, access)

@@ -109,7 +109,7 @@ static inline void move_to(struct mover *m, int cell)
 	m->moves++;
 }
 
-/* Once per round, in each process: moves in a storm when it is time. Another seed for each process: mover_fork(). */
+/* Once per round, in each process: moves in a storm when it is time. */
 static inline void maybe_move(struct mover *m)
 {
 	struct timespec now;
@@ -123,11 +123,12 @@ static inline void maybe_move(struct mover *m)
 	mover_arm(m);
 }
 
+/* In a new process: another seed, and in a storm the first move at once, so that a short run has one. */
 static inline void mover_fork(struct mover *m, int number)
 {
 	m->seed = m->seed * 6364136223846793005ULL + 1442695040888963407ULL * (uint64_t)(number + 1);
 	m->seed |= 1;
-	mover_arm(m);
+	clock_gettime(CLOCK_MONOTONIC, &m->next);
 }
 
 /* The processes take turns: each waits until *turn is its own number. */

@@ -298,17 +298,6 @@ impl SliceMemory {
         Ok(())
     }
 
-    /// [`SliceMemory::populate`] for `count` pages from `index` on, at once. A host without memory to spare is no error: the
-    /// pages then get theirs one by one.
-    ///
-    /// # Errors
-    /// [`Error::OutOfRange`].
-    pub fn populate_run(&self, index: usize, count: usize) -> Result<(), Error> {
-        self.check(index + count.saturating_sub(1))?;
-        drop(self.alias.advise(index * PAGE_SIZE, count * PAGE_SIZE, libc::MADV_POPULATE_WRITE));
-        Ok(())
-    }
-
     /// Has the guest mapping the page, so that a read does not fault?
     ///
     /// # Errors
