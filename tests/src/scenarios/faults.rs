@@ -11,12 +11,12 @@ use crate::cluster::{Bench, Cluster};
 const NOTICED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Has cell `cell` die when it comes to `step` of a move (`/proc/ssi/fault`).
-fn arm(cluster: &Cluster<'_>, cell: u32, step: &str) -> Result<()> {
+pub(super) fn arm(cluster: &Cluster<'_>, cell: u32, step: &str) -> Result<()> {
     cluster.exec(cell, &["sh", "-c", &format!("echo {step} > /proc/ssi/fault")]).map(drop)
 }
 
 /// Waits until the controller says that `node` is not up.
-fn wait_dead(cluster: &Cluster<'_>, node: u32) -> Result<()> {
+pub(super) fn wait_dead(cluster: &Cluster<'_>, node: u32) -> Result<()> {
     let since = Instant::now();
     loop {
         let status = cluster.status()?;
