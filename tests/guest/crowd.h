@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /*
  * A crowd: processes that work on shared memory, moved by their parent: `NAME [MODE [CELLS [SEED [ROUNDS]]]]`. MODE `stay`
- * moves none; `once` takes number n to cell n modulo CELLS before it begins; `storm` does so too and then goes on moving one
- * after the other at random until they end, whatever they do at that moment, waiting included. The parent stays: it has
- * children.
+ * moves none; `once` takes number n to cell n modulo CELLS before it begins; `away` to the next one, so that number 0 is not
+ * at home; `storm` does as `once` and then goes on moving one after the other at random until they end, whatever they do at
+ * that moment, waiting included. The parent stays: it has children.
  */
 #ifndef CROWD_H
 #define CROWD_H
@@ -17,7 +17,7 @@
 
 struct crowd {
 	struct mover m;
-	int count;
+	int count, shift;
 	uint32_t gate;		/* of the shared part */
 	pid_t pids[CROWD_MAX];
 	int killed;		/* this one may end by SIGKILL; -1: none */
@@ -29,10 +29,20 @@ static inline struct crowd *crowd_new(int argc, char **argv, int count, long rou
 	struct crowd *c = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	CHECK(c != MAP_FAILED && count <= CROWD_MAX, "mapping");
+	if (argc > 1 && !strcmp(argv[1], "away")) {
+		argv[1] = "once";
+		c->shift = 1;
+	}
 	mover_init(&c->m, argc, argv, rounds);
 	c->count = count;
 	c->killed = -1;
 	return c;
+}
+
+/* Where number @i begins. */
+static inline int crowd_cell(const struct crowd *c, int i)
+{
+	return c->m.mode == STAY ? 0 : (i + c->shift) % c->m.cells;
 }
 
 /* Moves number @i to @cell; true if it went there. */
@@ -115,8 +125,8 @@ static inline void crowd_run(struct crowd *c, void (*work)(struct crowd *c, int 
 		c->pids[i] = child;
 	}
 	for (int i = 0; i < c->count && c->m.mode != STAY; i++)
-		if (i % c->m.cells)
-			moves += crowd_move(c, i, i % c->m.cells);
+		if (crowd_cell(c, i))
+			moves += crowd_move(c, i, crowd_cell(c, i));
 	__atomic_store_n(&c->gate, 1, __ATOMIC_SEQ_CST);
 	while (c->m.mode == STORM && left) {
 		struct timespec t = { 0, 1000L * mover_number(&c->m, CROWD_PAUSE_US) };

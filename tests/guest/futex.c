@@ -178,7 +178,7 @@ static void be_waiter(int me)
 			wait_once(&board->a, 0, FUTEX_BITSET_MATCH_ANY);
 			break;
 		case DEADLINE:
-			wait_refusals(crowd->m.mode == ONCE && me % crowd->m.cells);
+			wait_refusals(crowd->m.mode == ONCE && crowd_cell(crowd, me));
 			wait_deadlines();
 			break;
 		case END:

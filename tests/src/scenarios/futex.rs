@@ -32,6 +32,9 @@ fn everywhere(cluster: &Cluster<'_>, program: &str, cells: &str, rounds: &str) -
     let before = counter(cluster, 0, "proxies_count")?;
     run(cluster, program, &["once", cells, "1", rounds])?;
     ensure!(counter(cluster, 0, "proxies_count")? > before, "nobody waited from another cell");
+    let before = counter(cluster, 0, "wakes_for_others_count")?;
+    run(cluster, program, &["away", cells, "1", rounds])?;
+    ensure!(counter(cluster, 0, "wakes_for_others_count")? > before, "nobody woke from another cell");
     for seed in SEEDS {
         let report = run(cluster, program, &["storm", cells, seed, rounds])?;
         ensure!(!report.contains(" 0 moves"), "{program} was never moved: {report}");
