@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Open files (MIG-6). Regular files and directories are opened anew by their path, with flags and offset; terminals,
- * pipes and files in memory stay where they are and become remote descriptors (rfile.h). Descriptors that share one open file go on sharing it.
+ * Open files (MIG-6). Regular files and directories are opened anew by their path, with flags and offset; terminals, pipes, files
+ * in memory, deleted files and those whose offset is shared stay where they are and become remote descriptors (rfile.h).
+ * Descriptors that share one open file go on sharing it.
  */
 #define pr_fmt(fmt) "ssi: " fmt
 
@@ -18,6 +19,7 @@
 #include <linux/slab.h>
 
 #include "move.h"
+#include "shared.h"
 
 #define FILES_MAX	65536	/* in one process */
 #define REOPEN_FLAGS	(O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | __O_SYNC | O_DIRECT | O_LARGEFILE | O_NOATIME | \
@@ -57,7 +59,7 @@ static long own_refs(struct file *file)
 			n += vma->vm_file == file;
 	}
 	mmap_read_unlock(mm);
-	return n;
+	return n + ssi_shared_holds(file);
 }
 
 static bool holds_lock(struct list_head *list, struct file *file)
@@ -97,14 +99,16 @@ static int file_kind(struct ssi_save *s, struct file *file, unsigned int fd, lon
 	case S_IFDIR:
 		if (has_locks(file))
 			return ssi_why(s, "it holds a lock or lease on descriptor %u (%pD4)", fd, file);
-		if (remote)		/* it is in one cell's memory */
+		if (remote && ssi_shared_file_stays(file))
 			return SSI_FILE_REMOTE;
 		if (d_unlinked(file->f_path.dentry))
-			return ssi_why(s, "descriptor %u is a deleted file (%pD4)", fd, file);
+			return remote ? SSI_FILE_REMOTE :
+					ssi_why(s, "descriptor %u is a deleted file (%pD4)", fd, file);
 		/* An offset that somebody else moves too: harmless where every write goes to the end. */
 		if (S_ISREG(inode->i_mode) && file_count(file) - extra > own_refs(file) &&
 		    !((file->f_flags & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY)))
-			return ssi_why(s, "descriptor %u (%pD4) shares its offset with another process", fd, file);
+			return remote ? SSI_FILE_REMOTE :
+			       ssi_why(s, "descriptor %u (%pD4) shares its offset with another process", fd, file);
 		if (inode->i_sb->s_magic == PROC_SUPER_MAGIC)
 			return ssi_why(s, "descriptor %u is in /proc (%pD4)", fd, file);
 		return SSI_FILE_PATH;

@@ -437,7 +437,34 @@ static ssize_t handle_requeue(struct ssi_request *req)
 	return n < 0 ? n : sizeof(*answer);
 }
 
-/* ---- the end of a cell ---- */
+/* ---- files whose pages leave, and the end of a cell ---- */
+
+static void wake_inode(struct futex_hash_bucket *hb, u64 i_seq)
+{
+	struct futex_q *q, *next;
+	DEFINE_WAKE_Q(wake_q);
+
+	spin_lock(&hb->lock);
+	plist_for_each_entry_safe(q, next, &hb->chain, list)
+		if (q->key.both.offset & FUT_OFF_INODE && q->key.shared.i_seq == i_seq && !is_pi(q))
+			q->wake(&wake_q, q);
+	spin_unlock(&hb->lock);
+	wake_up_q(&wake_q);
+}
+
+void ssi_futex_moved(struct inode *inode)
+{
+	u64 i_seq = atomic64_read(&inode->i_sequence);
+	struct futex_hash_bucket *hb;
+
+	/* A task that is about to queue itself reads the word under the bucket's lock, finds no page, and begins anew. */
+	for (unsigned long i = 0; i_seq && (hb = futex_bucket(i)); i++) {
+		if (futex_hb_waiters_pending(hb))
+			wake_inode(hb, i_seq);
+		cond_resched();
+	}
+}
+
 
 static void cell_died(u32 cell)
 {

@@ -53,6 +53,11 @@ extern struct ssi_futex_stats {
 	atomic64_t waits, wakes, requeues, pi;
 } ssi_futex_stats;
 
+struct inode;
+
+/* The pages of this file are in another cell from now on, and unmapped here: who waits in them looks again, and goes there. */
+void ssi_futex_moved(struct inode *inode);
+
 u64 ssi_futex_proxies(void);		/* of other cells, queued here now */
 
 #endif

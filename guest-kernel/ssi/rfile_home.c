@@ -416,10 +416,20 @@ static ssize_t handle_poll(struct ssi_request *req)
 
 /* ---- files with an offset ---- */
 
+static struct ticket *begin_file(struct ssi_request *req, size_t least)
+{
+	struct ticket *ticket = begin(req, least);
+
+	if (IS_ERR(ticket) || ticket->region)
+		return ticket;
+	ticket_put(ticket);
+	return ERR_PTR(-EINVAL);
+}
+
 static ssize_t handle_fread(struct ssi_request *req)
 {
 	const struct ssi_rfile_fop *op = req->body;
-	struct ticket *ticket = begin(req, sizeof(*op));
+	struct ticket *ticket = begin_file(req, sizeof(*op));
 	struct kvec vec = { .iov_base = req->reply };
 	struct iov_iter iter;
 	loff_t pos;
@@ -444,7 +454,7 @@ static ssize_t handle_fread(struct ssi_request *req)
 static ssize_t handle_fwrite(struct ssi_request *req)
 {
 	const struct ssi_rfile_fop *op = req->body;
-	struct ticket *ticket = begin(req, sizeof(*op));
+	struct ticket *ticket = begin_file(req, sizeof(*op));
 	struct ssi_rfile_fdone *done = req->reply;
 	struct iov_iter iter;
 	struct kvec vec;
@@ -481,7 +491,7 @@ out:
 static ssize_t handle_fseek(struct ssi_request *req)
 {
 	const struct ssi_rfile_fop *op = req->body;
-	struct ticket *ticket = begin(req, sizeof(*op));
+	struct ticket *ticket = begin_file(req, sizeof(*op));
 	__le64 *answer = req->reply;
 	u32 whence;
 	loff_t pos;

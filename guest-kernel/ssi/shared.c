@@ -99,6 +99,8 @@ struct ssi_region *ssi_region_of(struct address_space *mapping)
 	return region;
 }
 
+static void end_file(struct work_struct *work);
+
 static struct ssi_region *new_region(struct file *file)
 {
 	struct ssi_region *region = kzalloc(sizeof(*region), GFP_KERNEL_ACCOUNT);
@@ -116,34 +118,11 @@ static struct ssi_region *new_region(struct file *file)
 	region->path = file->f_path;
 	path_get(&region->path);
 	region->inode = file->f_mapping->host;
-	if (region->kind == SSI_SHM_KIND_FILE)
+	if (region->kind == SSI_SHM_KIND_FILE) {
 		region->file = get_file(file);
-	return region;
-}
-
-struct ssi_region *ssi_region_make(struct file *file)
-{
-	struct address_space *mapping = file->f_mapping;
-	struct ssi_region *region;
-
-	mutex_lock(&make_lock);
-	region = ssi_region_of(mapping);
-	if (region)
-		goto out;
-	region = new_region(file);
-	if (!region) {
-		region = ERR_PTR(-ENOMEM);
-		goto out;
+		region->making = true;
+		INIT_WORK(&region->end, end_file);
 	}
-	spin_lock(&regions_lock);
-	region->id = (u64)ssi_this_cell() << 48 | ++last_region;
-	hash_add(regions, &region->by_id, region->id);
-	hash_add(regions_inodes, &region->by_inode, (unsigned long)region->inode);
-	set_bit(AS_SSI, &mapping->flags);
-	spin_unlock(&regions_lock);
-	atomic64_inc(&ssi_shared_stats.regions_made);
-out:
-	mutex_unlock(&make_lock);
 	return region;
 }
 
@@ -376,20 +355,37 @@ void ssi_region_return_all(struct ssi_region *region, u32 cell)
 	}
 }
 
-static void free_region(struct ssi_region *region)
+/* Of a cell that died while it asked; else nothing. */
+static void return_rest(struct ssi_region *region)
 {
 	struct ssi_lent *lent;
 	unsigned long index;
 
-	/* Of a cell that died while it asked; else nothing. */
-	xa_for_each(&region->lent, index, lent)
+	xa_for_each(&region->lent, index, lent) {
+		xa_erase(&region->lent, index);
 		drop_lent(region, lent, false);
+	}
+}
+
+static void free_region(struct ssi_region *region)
+{
+	return_rest(region);
 	xa_destroy(&region->lent);
 	if (region->file)
 		fput(region->file);
 	path_put(&region->path);
 	kfree(region);
 	atomic64_inc(&ssi_shared_stats.regions_gone);
+}
+
+/* No other cell uses it any more. */
+static void end_file(struct work_struct *work)
+{
+	struct ssi_region *region = container_of(work, struct ssi_region, end);
+
+	filemap_write_and_wait(region->inode->i_mapping);
+	ssi_shared_announce(region, true, NULL);
+	free_region(region);
 }
 
 void ssi_region_put(struct ssi_region *region)
@@ -408,7 +404,105 @@ void ssi_region_put(struct ssi_region *region)
 	if (last)
 		clear_bit(AS_SSI, &region->inode->i_mapping->flags);
 	spin_unlock(&regions_lock);
-	free_region(region);
+	if (region->kind == SSI_SHM_KIND_FILE) {
+		return_rest(region);
+		queue_work(system_unbound_wq, &region->end);
+	} else {
+		free_region(region);
+	}
+}
+
+/* Tells the other cells of a file's region that has just been made. 0 or -errno. */
+static int announce(struct ssi_region *region)
+{
+	bool cached = false;
+	int err = ssi_shared_announce(region, false, &cached);
+
+	spin_lock(&region->lock);
+	region->making = false;
+	if (!err && region->yielded)
+		err = -EBUSY;
+	spin_unlock(&region->lock);
+	/* What others had written went to the server only. */
+	if (!err && cached) {
+		filemap_write_and_wait(region->inode->i_mapping);
+		invalidate_inode_pages2(region->inode->i_mapping);
+	}
+	return err;
+}
+
+bool ssi_region_yield(struct ssi_region *region, u32 cell)
+{
+	bool yields;
+
+	spin_lock(&region->lock);
+	yields = region->making && cell < ssi_this_cell();
+	region->yielded |= yields;
+	spin_unlock(&region->lock);
+	return yields;
+}
+
+struct ssi_region *ssi_region_make(struct file *file)
+{
+	struct address_space *mapping = file->f_mapping;
+	struct ssi_region *region;
+	int err = 0;
+
+	mutex_lock(&make_lock);
+	region = ssi_region_of(mapping);
+	if (region)
+		goto out;
+	if (test_bit(AS_SSI_AWAY, &mapping->flags)) {
+		region = ERR_PTR(-EBUSY);
+		goto out;
+	}
+	region = new_region(file);
+	if (!region) {
+		region = ERR_PTR(-ENOMEM);
+		goto out;
+	}
+	spin_lock(&regions_lock);
+	region->id = (u64)ssi_this_cell() << 48 | ++last_region;
+	hash_add(regions, &region->by_id, region->id);
+	hash_add(regions_inodes, &region->by_inode, (unsigned long)region->inode);
+	set_bit(AS_SSI, &mapping->flags);
+	spin_unlock(&regions_lock);
+	atomic64_inc(&ssi_shared_stats.regions_made);
+	if (region->kind == SSI_SHM_KIND_FILE)
+		err = announce(region);
+	if (err) {
+		ssi_region_put(region);
+		region = ERR_PTR(err);
+	}
+out:
+	mutex_unlock(&make_lock);
+	return region;
+}
+
+/* fuse_fsync(): what other cells have written shows in no dirty bit here. */
+void __ssi_sync(struct address_space *mapping)
+{
+	struct ssi_region *region = ssi_region_of(mapping);
+	struct ssi_lent *lent;
+	struct page *page;
+	unsigned long index;
+
+	if (!region)
+		return;
+	xa_for_each(&region->lent, index, lent) {
+		xa_lock(&region->lent);
+		lent = xa_load(&region->lent, index);
+		page = lent && lent->writers ? lent->page : NULL;
+		if (page)
+			get_page(page);
+		xa_unlock(&region->lent);
+		if (page) {
+			set_page_dirty_lock(page);
+			put_page(page);
+		}
+		cond_resched();
+	}
+	ssi_region_put(region);
 }
 
 /* ---- limbo ---- */

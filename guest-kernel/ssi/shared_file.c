@@ -276,15 +276,20 @@ const struct file_operations ssi_object_fops = {
 
 /* ---- shared.h ---- */
 
+bool ssi_shared_file_stays(struct file *file)
+{
+	return ssi_object_of(file_inode(file)) || shmem_mapping(file->f_mapping);
+}
+
 bool ssi_shared_file_capable(struct file *file)
 {
 	struct inode *inode = file_inode(file);
 
-	if (!S_ISREG(inode->i_mode))
+	if (!S_ISREG(inode->i_mode) || file->f_mode & FMODE_PATH || !file->f_op->read_iter)
 		return false;
 	if (ssi_object_of(inode))
 		return ticket_of(file);
-	return shmem_mapping(file->f_mapping) && !(file->f_mode & FMODE_PATH) && file->f_op->read_iter;
+	return shmem_mapping(file->f_mapping) || (ssi_shared_on_root(inode) && !ssi_away(inode));
 }
 
 bool ssi_shared_file_ticket(struct file *file, u32 *cell, u64 *ticket)

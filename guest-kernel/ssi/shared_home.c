@@ -36,7 +36,8 @@ static struct ssi_region *begin(struct ssi_request *req, size_t len)
 	region = ssi_region_get(le64_to_cpu(*(const __le64 *)req->body));
 	if (!region)
 		return ERR_PTR(-ESTALE);
-	if (!ssi_region_claimed(region, req->cell)) {
+	/* A file of the root file system is everybody's. */
+	if (!ssi_region_claimed(region, req->cell) && region->kind != SSI_SHM_KIND_FILE) {
 		ssi_region_put(region);
 		atomic64_inc(&ssi_shared_stats.refused);
 		return ERR_PTR(-ESTALE);
@@ -201,6 +202,10 @@ static ssize_t handle_fault(struct ssi_request *req)
 
 	if (IS_ERR(region))
 		return PTR_ERR(region);
+	if (!ssi_region_claimed(region, req->cell)) {
+		ssi_region_put(region);
+		return -ESTALE;
+	}
 	index = le64_to_cpu(op->first);
 	write = le32_to_cpu(op->flags) & SSI_SHM_WRITE;
 	err = index < PAGES_MAX ? ssi_region_lend(region, index, req->cell, true, write, &phys) : -EFAULT;
@@ -330,13 +335,15 @@ bool ssi_shared_vma(struct vm_area_struct *vma)
 	if (!file || !S_ISREG(file_inode(file)->i_mode))
 		return false;
 	return vma->vm_flags & VM_SHARED || shmem_mapping(file->f_mapping) || ssi_shared_is_remote(file->f_mapping) ||
-	       test_bit(AS_SSI, &file->f_mapping->flags) || d_unlinked(file->f_path.dentry);
+	       test_bit(AS_SSI, &file->f_mapping->flags) ||
+	       test_bit(AS_SSI_AWAY, &file->f_mapping->flags) || d_unlinked(file->f_path.dentry);
 }
 
 int ssi_shared_get(struct file *file, u64 *id)
 {
 	struct ssi_object *object = ssi_object_of(file_inode(file));
 	struct ssi_region *region;
+	struct inode *inode;
 
 	if (object) {
 		ihold(object->inode);
@@ -345,7 +352,19 @@ int ssi_shared_get(struct file *file, u64 *id)
 	}
 	if (!ssi_present())
 		return -ENODEV;
-	region = ssi_region_make(file);
+	for (int i = 0; i < 1000; i++) {
+		region = ssi_region_make(file);
+		if (PTR_ERR_OR_ZERO(region) != -EBUSY)
+			break;
+		/* Another cell has its pages. */
+		*id = ssi_shared_away(file_inode(file));
+		if (*id) {
+			inode = ssi_object_get(*id);
+			if (PTR_ERR_OR_ZERO(inode) != -ESTALE)
+				return PTR_ERR_OR_ZERO(inode);
+		}
+		schedule_timeout_uninterruptible(1);
+	}
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	*id = region->id;
@@ -370,6 +389,16 @@ void ssi_shared_put(u64 id)
 		ssi_region_put(region);
 		ssi_region_put(region);
 	}
+}
+
+long ssi_shared_holds(struct file *file)
+{
+	struct ssi_region *region = ssi_region_of(file->f_mapping);
+	long n = region && region->file == file;
+
+	if (region)
+		ssi_region_put(region);
+	return n;
 }
 
 struct file *ssi_shared_open(u64 id, bool write)
@@ -399,11 +428,14 @@ bool ssi_shared_key_of_mapping(struct address_space *mapping, u64 offset, struct
 {
 	struct ssi_region *region = ssi_region_of(mapping);
 	struct ssi_object *object = ssi_object_of(mapping->host);
+	u64 away = region || object ? 0 : ssi_shared_away(mapping->host);
 
 	if (region)
 		*key = (struct ssi_shared_key){ .region = region->id, .home = ssi_this_cell(), .offset = offset };
 	else if (object)
 		*key = (struct ssi_shared_key){ .region = object->id, .home = object->home, .offset = offset };
+	else if (away)
+		*key = (struct ssi_shared_key){ .region = away, .home = SSI_REGION_HOME(away), .offset = offset };
 	else
 		return false;
 	if (region)

@@ -155,9 +155,8 @@ static struct page *locked_page(struct ssi_object *object, pgoff_t index, bool w
 	}
 }
 
-static vm_fault_t object_fault(struct vm_fault *vmf)
+vm_fault_t ssi_object_fault(struct ssi_object *object, struct vm_fault *vmf)
 {
-	struct ssi_object *object = file_inode(vmf->vma->vm_file)->i_private;
 	struct page *page;
 
 	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
@@ -167,6 +166,11 @@ static vm_fault_t object_fault(struct vm_fault *vmf)
 		return PTR_ERR(page) == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
 	vmf->page = page;
 	return VM_FAULT_LOCKED;
+}
+
+static vm_fault_t object_fault(struct vm_fault *vmf)
+{
+	return ssi_object_fault(file_inode(vmf->vma->vm_file)->i_private, vmf);
 }
 
 /* ---- writable mappings, which seals look at ---- */
@@ -307,9 +311,24 @@ static unsigned int take(struct ssi_object *object, pgoff_t first, pgoff_t last,
 	return n;
 }
 
+static void unmap_both(struct ssi_object *object, struct inode *local, pgoff_t first, pgoff_t last, bool even_cows)
+{
+	unmap_mapping_pages(object->inode->i_mapping, first, last - first + 1, even_cows);
+	if (local)
+		unmap_mapping_pages(local->i_mapping, first, last - first + 1, even_cows);
+}
+
+void ssi_object_set_local(struct ssi_object *object, struct inode *local)
+{
+	mutex_lock(&object->lock);
+	object->local = local;
+	mutex_unlock(&object->lock);
+}
+
 static unsigned int zap(struct ssi_object *object, pgoff_t first, u64 count, bool even_cows, struct page **pages, __le64 *frames)
 {
 	pgoff_t last = count ? first + count - 1 : ULONG_MAX;
+	struct inode *local;
 	struct asking *ask;
 	unsigned int n;
 
@@ -318,16 +337,19 @@ static unsigned int zap(struct ssi_object *object, pgoff_t first, u64 count, boo
 		if (ask->first <= last && ask->last >= first)
 			ask->stale = true;
 	n = take(object, first, last, pages, SSI_SHM_ZAP_MAX);
+	local = object->local ? igrab(object->local) : NULL;
 	mutex_unlock(&object->lock);
 
-	unmap_mapping_pages(object->inode->i_mapping, first, last - first + 1, even_cows);
+	unmap_both(object, local, first, last, even_cows);
 	/* Faults that had found their page before hold its lock until it is mapped. */
 	for (unsigned int i = 0; i < n; i++) {
 		lock_page(pages[i]);
 		unlock_page(pages[i]);
 	}
 	if (n)
-		unmap_mapping_pages(object->inode->i_mapping, first, last - first + 1, even_cows);
+		unmap_both(object, local, first, last, even_cows);
+	if (local)
+		iput(local);
 	return report(object, pages, n, frames);
 }
 

@@ -8,7 +8,9 @@
 #include <linux/fs.h>
 #include <linux/io.h>
 #include <linux/path.h>
+#include <linux/mm_types.h>
 #include <linux/refcount.h>
+#include <linux/workqueue.h>
 #include <linux/xarray.h>
 
 
@@ -30,8 +32,11 @@ enum {
 	OP_SHM_WRITERS,			/* ssi_shm_id: @count more (or less) writable mappings */
 	OP_SHM_ATTACH,			/* ssi_shm_attach: of a System V segment */
 	OP_SHM_CTL,			/* ssi_shm_ctl: shmctl(2), shmat(2) of another cell's segment */
+	OP_SHM_ANNOUNCE,		/* home to all: a file of the root file system has its pages there, or no longer */
+	OP_SHM_READ,			/* ssi_rfile_fop with the region's number -> the bytes */
+	OP_SHM_WRITE,			/* ssi_rfile_fop, the bytes -> ssi_rfile_fdone */
 };
-static_assert((int)OP_SHM_CTL < (int)SSI_OP_NET);
+static_assert((int)OP_SHM_WRITE < (int)SSI_OP_NET);
 
 struct ssi_shm_id {
 	__le64 id;
@@ -96,6 +101,8 @@ struct ssi_region {
 	struct inode *inode;
 	struct file *file;		/* of SSI_SHM_KIND_FILE: reads and writes back */
 	spinlock_t lock;		/* what follows */
+	bool making, yielded;		/* of SSI_SHM_KIND_FILE: not announced everywhere yet; another cell's was before */
+	struct work_struct end;		/* likewise */
 	u32 claims[SSI_CELLS_MAX];
 	s32 writers[SSI_CELLS_MAX];	/* writable shared mappings there, counted in i_mmap_writable */
 	s32 attaches[SSI_CELLS_MAX];	/* of the segment, counted in its nattch */
@@ -115,7 +122,14 @@ void ssi_region_claim(struct ssi_region *region, u32 cell);
 /* @count uses of @cell end; the last one returns all that was lent to it. */
 void ssi_region_unclaim(struct ssi_region *region, u32 cell, u32 count);
 u64 ssi_region_lent_now(u32 cell);				/* pages that @cell has of this one */
+/* @cell announces one for the same file: does this one yield? */
+bool ssi_region_yield(struct ssi_region *region, u32 cell);
 int ssi_shared_home_init(void);
+
+/* shared_fs.c */
+bool ssi_shared_on_root(struct inode *inode);	/* a regular file of the root file system */
+u64 ssi_shared_away(struct inode *inode);	/* the region of another cell that such a file's pages are in; 0: none */
+int ssi_shared_announce(struct ssi_region *region, bool gone, bool *cached);
 
 /* ---- borrower ---- */
 
@@ -127,6 +141,7 @@ struct ssi_object {
 	u64 ino;			/* what stat(2) says, at the home too */
 	bool dead;			/* its home is; never cleared */
 	struct inode *inode;		/* NULL: closing */
+	struct inode *local;		/* under @lock: a file of this cell whose mappings it serves, or NULL */
 	struct list_head list;		/* objects, or closing */
 	struct mutex lock;		/* @asking, changes of @pages, @writers while it becomes 0 or 1 */
 	struct list_head asking;	/* faults that wait for the home */
@@ -143,6 +158,8 @@ int ssi_object_stat(struct ssi_object *object);			/* brings the inode up to date
 extern const struct file_operations ssi_object_fops;
 extern const struct inode_operations ssi_object_iops;
 int ssi_object_attach(struct ssi_object *object, s32 count);	/* of a System V segment: tells nattch */
+vm_fault_t ssi_object_fault(struct ssi_object *object, struct vm_fault *vmf);
+void ssi_object_set_local(struct ssi_object *object, struct inode *local);
 int ssi_object_mmap(struct file *file, struct vm_area_struct *vma);
 
 extern struct ssi_shared_stats {

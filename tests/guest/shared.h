@@ -67,6 +67,13 @@ static inline void mover_init(struct mover *m, int argc, char **argv, long round
 		fprintf(stderr, "usage: %s [stay|once|storm [CELLS [SEED [ROUNDS]]]]\n", argv[0]);
 		exit(2);
 	}
+	FILE *cell = fopen("/proc/ssi/cell", "r");
+
+	if (cell) {
+		if (fscanf(cell, "%d", &m->here) != 1)
+			m->here = 0;
+		fclose(cell);
+	}
 	mover_arm(m);
 }
 
@@ -102,7 +109,7 @@ static inline void move_to(struct mover *m, int cell)
 	m->moves++;
 }
 
-/* Once per round, in each process: moves in a storm when it is time. Another seed for each process: mover_fork(). */
+/* Once per round, in each process: moves in a storm when it is time. */
 static inline void maybe_move(struct mover *m)
 {
 	struct timespec now;
@@ -116,11 +123,12 @@ static inline void maybe_move(struct mover *m)
 	mover_arm(m);
 }
 
+/* In a new process: another seed, and in a storm the first move at once, so that a short run has one. */
 static inline void mover_fork(struct mover *m, int number)
 {
 	m->seed = m->seed * 6364136223846793005ULL + 1442695040888963407ULL * (uint64_t)(number + 1);
 	m->seed |= 1;
-	mover_arm(m);
+	clock_gettime(CLOCK_MONOTONIC, &m->next);
 }
 
 /* The processes take turns: each waits until *turn is its own number. */
@@ -180,7 +188,7 @@ static inline void run_workers(struct mover *m, int count, void (*work)(struct m
 		if (!children[i]) {
 			mover_fork(m, i);
 			if (m->mode == ONCE && i == count - 1)
-				move_to(m, 1 % m->cells);
+				move_to(m, (m->here + 1) % m->cells);
 			work(m, i, arg);
 			if (m->mode != STAY)
 				printf("process %d: %d moves\n", i, m->moves);

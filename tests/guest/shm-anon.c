@@ -9,7 +9,7 @@
 
 #include "shared.h"
 
-#define PAGES 24UL
+#define PAGES 8UL
 
 struct board {
 	volatile uint32_t turn;
@@ -89,7 +89,7 @@ int main(int argc, char **argv)
 	int zero = open("/dev/zero", O_RDWR);
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	mover_init(&m, argc, argv, 20);
+	mover_init(&m, argc, argv, 8);
 	CHECK(zero >= 0, "/dev/zero");
 	run(m, MAP_SHARED | MAP_ANONYMOUS, -1);
 	run(m, MAP_SHARED, zero);

@@ -210,7 +210,7 @@ int main(int argc, char **argv)
 	int fd;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	mover_init(&m, argc, argv, 3);
+	mover_init(&m, argc, argv, 2);
 	snprintf(name, sizeof(name), "/shm-size-%d", getpid());
 	fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
 	run(&m, fd);

@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod futex;
 mod moving;
+mod shared;
 mod web;
 
 /// What a scenario needs.
@@ -62,6 +63,13 @@ pub const ALL: &[Scenario] = &[
     shared("mig_6_signals_survive_moves", |cluster| moving::resource(cluster, "res-signals", "200")),
     shared("mig_6_timers_survive_moves", |cluster| moving::resource(cluster, "res-timers", "200")),
     shared("mig_6_credentials_survive_moves", |cluster| moving::resource(cluster, "res-creds", "200")),
+    shared("dsm_5_anonymous_shared_memory_moves", |cluster| shared::program(cluster, "shm-anon")),
+    shared("dsm_5_memfd_moves", |cluster| shared::program(cluster, "shm-memfd")),
+    shared("dsm_5_system_v_segments_move", |cluster| shared::program(cluster, "shm-sysv")),
+    shared("dsm_5_size_holes_and_seals_reach_every_cell", |cluster| shared::program(cluster, "shm-size")),
+    shared("dsm_5_mapping_calls_work_on_remote_pages", |cluster| shared::program(cluster, "shm-maps")),
+    shared("dsm_5_shared_file_mappings_and_read_write_agree", |cluster| shared::program(cluster, "shm-file")),
+    shared("dsm_6_a_region_lives_from_its_first_move_to_its_last_use", shared::life),
     shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
     shared("mig_7_heap100_eagerly_there_and_back", moving::heap_eager),
     shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred),
@@ -72,6 +80,7 @@ pub const ALL: &[Scenario] = &[
     own("down_leaves_nothing_and_twice_is_told", cluster_life::down_twice),
     own("up_interrupted_leaves_nothing", cluster_life::interrupted),
     own("mig_fault_a_destination_that_dies_at_any_step", faults::destination_dies),
+    own("dsm_5_cells_that_die_take_only_their_own_pages", shared::deaths),
     own("mig_fault_a_source_that_dies_when_its_process_left", faults::source_dies),
     own("cells_with_two_vcpus_are_coherent_and_move", cluster_life::two_vcpus),
     own("dsm_5_locks_of_a_database_server_on_four_cells", futex::four_cells),

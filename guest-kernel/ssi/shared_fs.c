@@ -1,0 +1,659 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Shared memory and the root file system. Each cell has a client and a page cache of its own; a file that is mapped shared in
+ * several cells has its pages in one of them, the home of its region. That cell announces the region, by the number that the
+ * file has at the server. From then on the others keep no page of the file: they carry reads, writes, changes of the size and
+ * new mappings to the home, and mappings that they have already find the home's pages when they fault.
+ *
+ * When the region ends, the home writes back what is dirty and announces the end; then the file is a file as any other again.
+ * Who is refused with -ESTALE in between waits for that.
+ */
+#define pr_fmt(fmt) "ssi: " fmt
+
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/fs_struct.h>
+#include <linux/hashtable.h>
+#include <linux/init_task.h>
+#include <linux/kernel.h>
+#include <linux/magic.h>
+#include <linux/mm.h>
+#include <linux/mount.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include <linux/ssi_shared.h>
+#include <linux/uio.h>
+#include <linux/wait.h>
+
+#include "futex_wire.h"
+#include "rfile_wire.h"
+#include "shared_wire.h"
+
+/* A region that another cell has announced. */
+struct away {
+	struct hlist_node node;
+	u64 ino;
+	u64 id;
+	struct inode *local;		/* with @object: whose mappings it serves; a reference each */
+	struct inode *object;
+};
+
+static DEFINE_MUTEX(aways_lock);
+static DEFINE_HASHTABLE(aways, 6);	/* by ino */
+static atomic_t aways_count;
+static DECLARE_WAIT_QUEUE_HEAD(aways_change);
+
+struct announcement {
+	__le64 id;
+	__le64 ino;
+	__le32 gone;
+	__le32 pad;
+};
+
+bool ssi_shared_on_root(struct inode *inode)
+{
+	return S_ISREG(inode->i_mode) && inode->i_sb->s_magic == FUSE_SUPER_MAGIC;
+}
+
+static struct away *find_away(u64 ino)
+{
+	struct away *away;
+
+	lockdep_assert_held(&aways_lock);
+	hash_for_each_possible(aways, away, node, ino)
+		if (away->ino == ino)
+			return away;
+	return NULL;
+}
+
+/* The region of @inode, or 0. */
+u64 ssi_shared_away(struct inode *inode)
+{
+	struct away *away;
+	u64 id;
+
+	if (!test_bit(AS_SSI_AWAY, &inode->i_mapping->flags))
+		return 0;
+	mutex_lock(&aways_lock);
+	away = find_away(inode->i_ino);
+	id = away ? away->id : 0;
+	mutex_unlock(&aways_lock);
+	return id;
+}
+
+/* ---- announcing ---- */
+
+/* Tells all cells. 0, -EBUSY: another cell is just doing the same; @cached: some cell had pages of it. */
+int ssi_shared_announce(struct ssi_region *region, bool gone, bool *cached)
+{
+	struct announcement a = {
+		.id = cpu_to_le64(region->id),
+		.ino = cpu_to_le64(region->inode->i_ino),
+		.gone = cpu_to_le32(gone),
+	};
+	__le32 had;
+	ssize_t n;
+	u32 cell;
+
+	for (cell = 0; cell < ssi_cells(); cell++) {
+		if (cell == ssi_this_cell())
+			continue;
+		n = ssi_call(cell, OP_SHM_ANNOUNCE, &a, sizeof(a), &had, sizeof(had), MAX_SCHEDULE_TIMEOUT);
+		if (n == -EHOSTUNREACH)
+			continue;
+		if (n < 0)
+			return n;
+		if (n == sizeof(had) && had && cached)
+			*cached = true;
+	}
+	return 0;
+}
+
+/* ---- being told ---- */
+
+/* The inode of @ino on the root file system of this cell, if it is in memory; with a reference. */
+static struct inode *find_inode(u64 ino)
+{
+	struct inode *inode, *found = NULL;
+	struct super_block *sb;
+	struct path root;
+
+	get_fs_root(init_task.fs, &root);
+	sb = root.mnt->mnt_sb;
+	spin_lock(&sb->s_inode_list_lock);
+	list_for_each_entry(inode, &sb->s_inodes, i_sb_list) {
+		if (inode->i_ino != ino)
+			continue;
+		spin_lock(&inode->i_lock);
+		if (!(inode->i_state & (I_FREEING | I_WILL_FREE | I_NEW)) && ssi_shared_on_root(inode)) {
+			__iget(inode);
+			found = inode;
+		}
+		spin_unlock(&inode->i_lock);
+		if (found)
+			break;
+	}
+	spin_unlock(&sb->s_inode_list_lock);
+	path_put(&root);
+	return found;
+}
+
+/* No page of it is left here. True: there were some. */
+static bool drop_pages(struct inode *inode)
+{
+	bool had = inode->i_mapping->nrpages;
+
+	unmap_mapping_pages(inode->i_mapping, 0, 0, false);
+	filemap_write_and_wait(inode->i_mapping);
+	invalidate_inode_pages2(inode->i_mapping);
+	return had;
+}
+
+/* Under aways_lock. The two references are the caller's. */
+static void detach(struct away *away, struct inode **local, struct inode **object)
+{
+	*local = away->local;
+	*object = away->object;
+	away->local = away->object = NULL;
+	if (*object)
+		ssi_object_set_local((*object)->i_private, NULL);
+}
+
+static void remove_away(struct away *away, struct inode **local, struct inode **object)
+{
+	detach(away, local, object);
+	hash_del(&away->node);
+	atomic_dec(&aways_count);
+	kfree(away);
+}
+
+static void put_both(struct inode *local, struct inode *object)
+{
+	if (local) {
+		/* Mappings find its own pages again. */
+		unmap_mapping_pages(local->i_mapping, 0, 0, false);
+		iput(local);
+	}
+	if (object)
+		iput(object);
+}
+
+static int note(u64 ino, u64 id)
+{
+	struct inode *local = NULL, *object = NULL;
+	struct away *away, *fresh = kzalloc(sizeof(*fresh), GFP_KERNEL_ACCOUNT);
+
+	if (!fresh)
+		return -ENOMEM;
+	mutex_lock(&aways_lock);
+	away = find_away(ino);
+	if (away) {		/* a new region for the same file: the end of the old one is on its way */
+		detach(away, &local, &object);
+		away->id = id;
+		kfree(fresh);
+	} else {
+		fresh->ino = ino;
+		fresh->id = id;
+		hash_add(aways, &fresh->node, ino);
+		atomic_inc(&aways_count);
+	}
+	mutex_unlock(&aways_lock);
+	put_both(local, object);
+	return 0;
+}
+
+static void forget(u64 ino, u64 id)
+{
+	struct inode *local = NULL, *object = NULL, *inode;
+	struct away *away;
+
+	mutex_lock(&aways_lock);
+	away = find_away(ino);
+	if (away && away->id == id) {
+		inode = find_inode(ino);
+		if (inode) {
+			clear_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
+			iput(inode);
+		}
+		remove_away(away, &local, &object);
+	}
+	mutex_unlock(&aways_lock);
+	put_both(local, object);
+	wake_up_all(&aways_change);
+}
+
+static ssize_t handle_announce(struct ssi_request *req)
+{
+	const struct announcement *a = req->body;
+	struct ssi_region *region;
+	struct inode *inode;
+	__le32 *had = req->reply;
+	u64 id, ino;
+	int err;
+
+	if (req->len != sizeof(*a))
+		return -EINVAL;
+	id = le64_to_cpu(a->id);
+	ino = le64_to_cpu(a->ino);
+	if (SSI_REGION_HOME(id) != req->cell)
+		return -EINVAL;
+	if (a->gone) {
+		forget(ino, id);
+		return 0;
+	}
+	inode = find_inode(ino);
+	region = inode ? ssi_region_of(inode->i_mapping) : NULL;
+	if (region) {
+		/* Both make one at the same time: that of the lower cell stays. */
+		bool lost = !ssi_region_yield(region, req->cell);
+
+		ssi_region_put(region);
+		if (lost) {
+			iput(inode);
+			return -EBUSY;
+		}
+	}
+	err = note(ino, id);
+	wake_up_all(&aways_change);
+	*had = 0;
+	if (!err && inode) {
+		set_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
+		*had = cpu_to_le32(drop_pages(inode));
+		ssi_futex_moved(inode);
+	}
+	if (inode)
+		iput(inode);
+	return err ?: sizeof(*had);
+}
+
+/* fuse_iget(): an inode of a file may be one that another cell has announced. */
+void __ssi_inode_found(struct inode *inode)
+{
+	if (!atomic_read(&aways_count) || !ssi_shared_on_root(inode))
+		return;
+	mutex_lock(&aways_lock);
+	if (find_away(inode->i_ino))
+		set_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
+	mutex_unlock(&aways_lock);
+}
+
+static void cell_died(u32 cell)
+{
+	struct away *away;
+	u64 ino, id;
+	int bucket;
+	bool found;
+
+	do {
+		found = false;
+		mutex_lock(&aways_lock);
+		hash_for_each(aways, bucket, away, node)
+			if (SSI_REGION_HOME(away->id) == cell) {
+				found = true;
+				ino = away->ino;
+				id = away->id;
+			}
+		mutex_unlock(&aways_lock);
+		if (found)
+			forget(ino, id);
+	} while (found);
+}
+
+/* ---- carrying ---- */
+
+/* The region @id ends, and its home is about to say so. -ERESTARTSYS, or -EAGAIN: the file is as any other then. */
+static int await_end(struct inode *inode, u64 id)
+{
+	int err = wait_event_killable(aways_change, ssi_shared_away(inode) != id);
+
+	return err ?: -EAGAIN;
+}
+
+#define CARRY_MAX	(SSI_RPC_MAX - sizeof(struct ssi_rfile_fop))
+
+static void io_init(struct ssi_rfile_fop *op, struct kiocb *iocb, u64 id, size_t count)
+{
+	*op = (struct ssi_rfile_fop) {
+		.op.id = cpu_to_le64(id),
+		.op.count = cpu_to_le32(count),
+		.op.flags = cpu_to_le32((iocb->ki_flags & IOCB_APPEND ? SSI_RFILE_APPEND : 0) |
+					(iocb->ki_flags & IOCB_DSYNC ? SSI_RFILE_DSYNC : 0)),
+		.pos = cpu_to_le64(iocb->ki_pos),
+	};
+}
+
+static ssize_t read_away(struct kiocb *iocb, struct iov_iter *to, u64 id)
+{
+	void *buffer = kvmalloc(min_t(size_t, iov_iter_count(to), SSI_RPC_MAX), GFP_KERNEL);
+	struct ssi_rfile_fop op;
+	size_t done = 0;
+	ssize_t n = 0;
+
+	if (!buffer)
+		return -ENOMEM;
+	while (iov_iter_count(to)) {
+		size_t count = min_t(size_t, iov_iter_count(to), SSI_RPC_MAX), copied;
+
+		io_init(&op, iocb, id, count);
+		n = ssi_call(SSI_REGION_HOME(id), OP_SHM_READ, &op, sizeof(op), buffer, count, MAX_SCHEDULE_TIMEOUT);
+		if (n <= 0)
+			break;
+		copied = copy_to_iter(buffer, n, to);
+		iocb->ki_pos += copied;
+		done += copied;
+		if (copied < n)
+			n = -EFAULT;
+		if (n < count || fatal_signal_pending(current))
+			break;
+	}
+	kvfree(buffer);
+	return done ?: n;
+}
+
+static ssize_t write_away(struct kiocb *iocb, struct iov_iter *from, u64 id)
+{
+	struct ssi_rfile_fop *op = kvmalloc(sizeof(*op) + min_t(size_t, iov_iter_count(from), CARRY_MAX), GFP_KERNEL);
+	struct ssi_rfile_fdone reply;
+	size_t done = 0;
+	ssize_t n = 0;
+
+	if (!op)
+		return -ENOMEM;
+	while (iov_iter_count(from)) {
+		size_t copied = copy_from_iter(op + 1, min_t(size_t, iov_iter_count(from), CARRY_MAX), from);
+		u32 taken = 0;
+
+		if (!copied) {
+			n = -EFAULT;
+			break;
+		}
+		io_init(op, iocb, id, copied);
+		n = ssi_call(SSI_REGION_HOME(id), OP_SHM_WRITE, op, sizeof(*op) + copied, &reply, sizeof(reply),
+			     MAX_SCHEDULE_TIMEOUT);
+		if (n == sizeof(reply))
+			taken = min_t(u32, le32_to_cpu(reply.taken), copied);
+		iov_iter_revert(from, copied - taken);
+		if (n < 0)
+			break;
+		iocb->ki_pos = le64_to_cpu(reply.pos);
+		done += taken;
+		if (taken < copied || fatal_signal_pending(current))
+			break;
+	}
+	kvfree(op);
+	return done ?: n;
+}
+
+/* Carries a read or write. False: the file has become one of this cell, and nothing was done. */
+bool __ssi_away_io(struct kiocb *iocb, struct iov_iter *iter, bool write, ssize_t *result)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	u64 id;
+
+	while ((id = ssi_shared_away(inode))) {
+		*result = write ? write_away(iocb, iter, id) : read_away(iocb, iter, id);
+		if (*result == -EHOSTUNREACH)
+			*result = -EIO;
+		if (*result != -ESTALE)
+			return true;
+		*result = await_end(inode, id);
+		if (*result != -EAGAIN)
+			return true;
+	}
+	return false;
+}
+
+/* Size, holes, fsync: as for an object's file. False as above. */
+static bool carry_range(struct inode *inode, u16 op, u64 first, u64 count, u32 flags, int *result)
+{
+	struct ssi_shm_range range = {
+		.first = cpu_to_le64(first), .count = cpu_to_le64(count), .flags = cpu_to_le32(flags),
+	};
+	u64 id;
+
+	while ((id = ssi_shared_away(inode))) {
+		range.id = cpu_to_le64(id);
+		*result = ssi_call(SSI_REGION_HOME(id), op, &range, sizeof(range), NULL, 0, MAX_SCHEDULE_TIMEOUT);
+		if (*result == -EHOSTUNREACH)
+			*result = -EIO;
+		if (*result != -ESTALE)
+			return true;
+		*result = await_end(inode, id);
+		if (*result != -EAGAIN)
+			return true;
+	}
+	return false;
+}
+
+bool __ssi_away_fsync(struct inode *inode, loff_t start, loff_t end, int datasync, int *result)
+{
+	return carry_range(inode, OP_SHM_SYNC, start, end, datasync, result);
+}
+
+bool __ssi_away_fallocate(struct inode *inode, int mode, loff_t offset, loff_t length, int *result)
+{
+	return carry_range(inode, OP_SHM_FALLOCATE, offset, length, mode, result);
+}
+
+bool __ssi_away_resize(struct inode *inode, loff_t size, int *result)
+{
+	struct ssi_shm_setattr op = { .valid = cpu_to_le32(ATTR_SIZE), .size = cpu_to_le64(size) };
+	u64 id;
+
+	while ((id = ssi_shared_away(inode))) {
+		op.id = cpu_to_le64(id);
+		*result = ssi_call(SSI_REGION_HOME(id), OP_SHM_SETATTR, &op, sizeof(op), NULL, 0, MAX_SCHEDULE_TIMEOUT);
+		if (*result == -EHOSTUNREACH)
+			*result = -EIO;
+		if (*result != -ESTALE)
+			return true;
+		*result = await_end(inode, id);
+		if (*result != -EAGAIN)
+			return true;
+	}
+	return false;
+}
+
+/* ---- mappings ---- */
+
+/* A new mapping is one of the remote object. */
+bool __ssi_away_mmap(struct file *file, struct vm_area_struct *vma, int *result)
+{
+	struct inode *inode = file_inode(file);
+	struct file *object;
+	u64 id = ssi_shared_away(inode);
+
+	if (!id)
+		return false;
+	object = ssi_shared_open(id, file->f_mode & FMODE_WRITE);
+	if (PTR_ERR_OR_ZERO(object) == -ESTALE)
+		return false;		/* it is about to end: faults wait for that */
+	if (IS_ERR(object)) {
+		*result = PTR_ERR(object);
+		return true;
+	}
+	*result = ssi_object_mmap(object, vma);
+	if (!*result)
+		vma_set_file(vma, object);
+	fput(object);
+	return true;
+}
+
+/* The remote object for faults in mappings of @inode that were here before; with a reference. -ESTALE: the region has ended. */
+static struct inode *attach(struct inode *inode, u64 id)
+{
+	struct inode *object, *found = NULL;
+	struct away *away;
+
+	object = ssi_object_get(id);
+	if (IS_ERR(object))
+		return object;
+	mutex_lock(&aways_lock);
+	away = find_away(inode->i_ino);
+	if (away && away->id == id) {
+		if (!away->object) {
+			away->object = object;
+			ihold(object);
+			away->local = inode;
+			ihold(inode);
+			ssi_object_set_local(object->i_private, inode);
+		}
+		found = object;
+	}
+	mutex_unlock(&aways_lock);
+	if (found)
+		return found;
+	iput(object);
+	return ERR_PTR(-ESTALE);
+}
+
+/* A fault in a mapping of a file whose pages are away. False: they are not any more. */
+bool __ssi_away_fault(struct vm_fault *vmf, vm_fault_t *result)
+{
+	struct inode *inode = file_inode(vmf->vma->vm_file), *object;
+
+	u64 id;
+
+	for (;;) {
+		id = ssi_shared_away(inode);
+		if (!id)
+			return false;
+		object = attach(inode, id);
+		if (!IS_ERR(object))
+			break;
+		if (PTR_ERR(object) != -ESTALE || await_end(inode, id) != -EAGAIN) {
+			*result = VM_FAULT_SIGBUS;
+			return true;
+		}
+	}
+	*result = ssi_object_fault(object->i_private, vmf);
+	iput(object);
+	return true;
+}
+
+static bool has_page(struct inode *inode, pgoff_t index, struct page *page)
+{
+	struct away *away;
+	bool has;
+
+	mutex_lock(&aways_lock);
+	away = find_away(inode->i_ino);
+	has = away && away->object && xa_load(&((struct ssi_object *)away->object->i_private)->pages, index) == page;
+	mutex_unlock(&aways_lock);
+	return has;
+}
+
+/* The page was lent to be written: it only has to be there still. */
+bool __ssi_away_mkwrite(struct vm_fault *vmf, vm_fault_t *result)
+{
+	struct page *page = vmf->page;
+
+	if (page->mapping || !is_zone_device_page(page))
+		return false;
+	lock_page(page);
+	*result = has_page(file_inode(vmf->vma->vm_file), vmf->pgoff, page) ? VM_FAULT_LOCKED : VM_FAULT_NOPAGE;
+	if (*result == VM_FAULT_NOPAGE)
+		unlock_page(page);
+	return true;
+}
+
+/* A mapping of a file ended: with the last one the object has no more use here. */
+void __ssi_away_closed(struct inode *inode)
+{
+	struct inode *local = NULL, *object = NULL;
+	struct away *away;
+
+	if (mapping_mapped(inode->i_mapping))
+		return;
+	mutex_lock(&aways_lock);
+	away = find_away(inode->i_ino);
+	if (away && away->local == inode)
+		detach(away, &local, &object);
+	mutex_unlock(&aways_lock);
+	if (local)
+		iput(local);
+	if (object)
+		iput(object);
+}
+
+/* ---- at home ---- */
+
+/* The region of a request, whoever asks: the file is everybody's. */
+static struct ssi_region *begin(struct ssi_request *req, size_t least)
+{
+	struct ssi_region *region;
+
+	if (req->len < least)
+		return ERR_PTR(-EINVAL);
+	region = ssi_region_get(le64_to_cpu(*(const __le64 *)req->body));
+	if (!region)
+		return ERR_PTR(-ESTALE);
+	if (region->kind == SSI_SHM_KIND_FILE)
+		return region;
+	ssi_region_put(region);
+	return ERR_PTR(-EINVAL);
+}
+
+static ssize_t handle_read(struct ssi_request *req)
+{
+	const struct ssi_rfile_fop *op = req->body;
+	struct ssi_region *region = begin(req, sizeof(*op));
+	struct kvec vec = { .iov_base = req->reply };
+	struct iov_iter iter;
+	loff_t pos;
+	ssize_t n;
+
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+	vec.iov_len = min_t(u32, le32_to_cpu(op->op.count), SSI_RPC_MAX);
+	iov_iter_kvec(&iter, ITER_DEST, &vec, 1, vec.iov_len);
+	pos = le64_to_cpu(op->pos);
+	n = vfs_iter_read(region->file, &iter, &pos, 0);
+	ssi_region_put(region);
+	return n;
+}
+
+static ssize_t handle_write(struct ssi_request *req)
+{
+	const struct ssi_rfile_fop *op = req->body;
+	struct ssi_region *region = begin(req, sizeof(*op));
+	struct ssi_rfile_fdone *done = req->reply;
+	struct iov_iter iter;
+	struct file *file;
+	struct kvec vec;
+	ssize_t n = -EINVAL;
+	loff_t pos;
+	u32 flags;
+
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+	vec = (struct kvec){ .iov_base = (void *)(op + 1), .iov_len = req->len - sizeof(*op) };
+	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, vec.iov_len);
+	flags = le32_to_cpu(op->op.flags);
+	pos = le64_to_cpu(op->pos);
+	if (le32_to_cpu(op->op.count) == vec.iov_len) {
+		file = region->file->f_mode & FMODE_WRITE ? get_file(region->file) :
+		       dentry_open(&region->path, O_RDWR | O_LARGEFILE, current_cred());
+		n = PTR_ERR_OR_ZERO(file);
+		if (!n) {
+			n = vfs_iter_write(file, &iter, &pos, (flags & SSI_RFILE_APPEND ? RWF_APPEND : 0) |
+					   (flags & SSI_RFILE_DSYNC ? RWF_DSYNC : 0));
+			fput(file);
+		}
+	}
+	ssi_region_put(region);
+	if (n < 0)
+		return n;
+	*done = (struct ssi_rfile_fdone){ .taken = cpu_to_le32(n), .pos = cpu_to_le64(pos) };
+	return sizeof(*done);
+}
+
+static int __init shared_fs_init(void)
+{
+	ssi_rpc_register(OP_SHM_ANNOUNCE, handle_announce);
+	ssi_rpc_register(OP_SHM_READ, handle_read);
+	ssi_rpc_register(OP_SHM_WRITE, handle_write);
+	ssi_on_cell_death(cell_died);
+	return 0;
+}
+fs_initcall(shared_fs_init);
