@@ -60,7 +60,8 @@ static int check_vma(struct ssi_save *s, struct vm_area_struct *vma)
 	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_MIXEDMAP))
 		return ssi_why(s, "it maps a device at %lx", vma->vm_start);
 	if (s->live && ssi_shared_vma(vma))
-		return 0;
+		return ssi_shared_vma_capable(vma) ? 0 :
+		       ssi_why(s, "it maps %pD4, whose pages cannot be lent, at %lx", vma->vm_file, vma->vm_start);
 	if (vma->vm_flags & VM_SHARED)
 		return ssi_why(s, "it maps shared writable memory at %lx", vma->vm_start);
 	if (vma_is_anonymous(vma))

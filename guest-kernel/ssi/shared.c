@@ -371,6 +371,8 @@ static void free_region(struct ssi_region *region)
 {
 	return_rest(region);
 	xa_destroy(&region->lent);
+	if (region->writer)
+		fput(region->writer);
 	if (region->file)
 		fput(region->file);
 	path_put(&region->path);
@@ -429,6 +431,23 @@ static int announce(struct ssi_region *region)
 		invalidate_inode_pages2(region->inode->i_mapping);
 	}
 	return err;
+}
+
+struct file *ssi_region_writer(struct ssi_region *region)
+{
+	struct file *file = READ_ONCE(region->writer), *was;
+
+	if (file)
+		return file;
+	file = region->file->f_mode & FMODE_WRITE ? get_file(region->file) :
+	       dentry_open(&region->path, O_RDWR | O_LARGEFILE, current_cred());
+	if (IS_ERR(file))
+		return file;
+	fuse_link_write_file(file);
+	was = cmpxchg(&region->writer, NULL, file);
+	if (was)
+		fput(file);
+	return was ?: file;
 }
 
 bool ssi_region_yield(struct ssi_region *region, u32 cell)

@@ -48,6 +48,8 @@ bool ssi_shared_is_remote(struct address_space *mapping);
 
 /* Must @vma move as a mapping of a region? */
 bool ssi_shared_vma(struct vm_area_struct *vma);
+/* Can it? */
+bool ssi_shared_vma_capable(struct vm_area_struct *vma);
 
 /*
  * The region of the inode that @file is open for, with a reference that ssi_shared_put() gives back; made if there is none. For

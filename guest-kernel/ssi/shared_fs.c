@@ -204,21 +204,23 @@ static int note(u64 ino, u64 id)
 
 static void forget(u64 ino, u64 id)
 {
-	struct inode *local = NULL, *object = NULL, *inode;
+	struct inode *local = NULL, *object = NULL, *inode = NULL;
 	struct away *away;
 
 	mutex_lock(&aways_lock);
 	away = find_away(ino);
 	if (away && away->id == id) {
 		inode = find_inode(ino);
-		if (inode) {
+		if (inode)
 			clear_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
-			iput(inode);
-		}
 		remove_away(away, &local, &object);
 	}
 	mutex_unlock(&aways_lock);
 	put_both(local, object);
+	if (inode) {
+		drop_pages(inode);	/* of readers that had begun before */
+		iput(inode);
+	}
 	wake_up_all(&aways_change);
 }
 
@@ -632,14 +634,11 @@ static ssize_t handle_write(struct ssi_request *req)
 	flags = le32_to_cpu(op->op.flags);
 	pos = le64_to_cpu(op->pos);
 	if (le32_to_cpu(op->op.count) == vec.iov_len) {
-		file = region->file->f_mode & FMODE_WRITE ? get_file(region->file) :
-		       dentry_open(&region->path, O_RDWR | O_LARGEFILE, current_cred());
+		file = ssi_region_writer(region);
 		n = PTR_ERR_OR_ZERO(file);
-		if (!n) {
+		if (!n)
 			n = vfs_iter_write(file, &iter, &pos, (flags & SSI_RFILE_APPEND ? RWF_APPEND : 0) |
 					   (flags & SSI_RFILE_DSYNC ? RWF_DSYNC : 0));
-			fput(file);
-		}
 	}
 	ssi_region_put(region);
 	if (n < 0)

@@ -171,9 +171,13 @@ static ssize_t handle_writers(struct ssi_request *req)
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	count = (s32)le32_to_cpu(op->count);
-	if (count == 1)
+	if (!ssi_region_claimed(region, req->cell))
+		err = -ESTALE;
+	else if (count == 1 && region->kind == SSI_SHM_KIND_FILE)
+		err = PTR_ERR_OR_ZERO(ssi_region_writer(region));
+	if (!err && count == 1)
 		err = mapping_map_writable(region->inode->i_mapping);
-	else if (count != -1)
+	else if (count != -1 && !err)
 		err = -EINVAL;
 	if (!err) {
 		spin_lock(&region->lock);
@@ -300,7 +304,7 @@ static ssize_t handle_sync(struct ssi_request *req)
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	if (region->file)
-		err = vfs_fsync_range(region->file, le64_to_cpu(op->first), le64_to_cpu(op->count), le32_to_cpu(op->flags));
+		err = vfs_fsync_range(region->writer ?: region->file, le64_to_cpu(op->first), le64_to_cpu(op->count), le32_to_cpu(op->flags));
 	ssi_region_put(region);
 	return err;
 }
@@ -337,6 +341,13 @@ bool ssi_shared_vma(struct vm_area_struct *vma)
 	return vma->vm_flags & VM_SHARED || shmem_mapping(file->f_mapping) || ssi_shared_is_remote(file->f_mapping) ||
 	       test_bit(AS_SSI, &file->f_mapping->flags) ||
 	       test_bit(AS_SSI_AWAY, &file->f_mapping->flags) || d_unlinked(file->f_path.dentry);
+}
+
+bool ssi_shared_vma_capable(struct vm_area_struct *vma)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+
+	return shmem_mapping(mapping) || ssi_shared_is_remote(mapping) || ssi_shared_on_root(mapping->host);
 }
 
 int ssi_shared_get(struct file *file, u64 *id)

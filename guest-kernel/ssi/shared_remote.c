@@ -367,7 +367,7 @@ static ssize_t handle_zap(struct ssi_request *req)
 	id = le64_to_cpu(op->id);
 	first = le64_to_cpu(op->first);
 	count = le64_to_cpu(op->count);
-	if (SSI_REGION_HOME(id) != req->cell || (count && first + count < first))
+	if (SSI_REGION_HOME(id) != req->cell || (count && first + count - 1 < first))
 		return 0;
 	pages = kvmalloc_array(SSI_SHM_ZAP_MAX, sizeof(*pages), GFP_KERNEL | __GFP_NOFAIL);
 	/* One that closes has no mappings any more, but may have pages that are pinned. */

@@ -99,7 +99,8 @@ struct ssi_region {
 	int shmid;
 	struct path path;		/* keeps the inode, deleted or not */
 	struct inode *inode;
-	struct file *file;		/* of SSI_SHM_KIND_FILE: reads and writes back */
+	struct file *file;		/* of SSI_SHM_KIND_FILE: reads */
+	struct file *writer;		/* likewise, once needed: writes, and takes what was written through mappings */
 	spinlock_t lock;		/* what follows */
 	bool making, yielded;		/* of SSI_SHM_KIND_FILE: not announced everywhere yet; another cell's was before */
 	struct work_struct end;		/* likewise */
@@ -122,6 +123,8 @@ void ssi_region_claim(struct ssi_region *region, u32 cell);
 /* @count uses of @cell end; the last one returns all that was lent to it. */
 void ssi_region_unclaim(struct ssi_region *region, u32 cell, u32 count);
 u64 ssi_region_lent_now(u32 cell);				/* pages that @cell has of this one */
+/* The file to write a file's region through; without a reference. ERR_PTR. */
+struct file *ssi_region_writer(struct ssi_region *region);
 /* @cell announces one for the same file: does this one yield? */
 bool ssi_region_yield(struct ssi_region *region, u32 cell);
 int ssi_shared_home_init(void);

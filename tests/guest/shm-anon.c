@@ -89,7 +89,7 @@ int main(int argc, char **argv)
 	int zero = open("/dev/zero", O_RDWR);
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	mover_init(&m, argc, argv, 8);
+	mover_init(&m, argc, argv, 5);
 	CHECK(zero >= 0, "/dev/zero");
 	run(m, MAP_SHARED | MAP_ANONYMOUS, -1);
 	run(m, MAP_SHARED, zero);

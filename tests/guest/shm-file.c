@@ -170,7 +170,7 @@ int main(int argc, char **argv)
 	int fd;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	mover_init(&m, argc, argv, 4);
+	mover_init(&m, argc, argv, 3);
 	fd = mkstemp(g.path);
 	CHECK(fd >= 0 && ftruncate(fd, PAGES * PAGE) == 0, "%s", g.path);
 	g.area = mmap(NULL, (PAGES + 2) * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -154,7 +154,7 @@ int main(int argc, char **argv)
 	struct mover m;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	mover_init(&m, argc, argv, 4);
+	mover_init(&m, argc, argv, 3);
 	CHECK(g.fd >= 0 && ftruncate(g.fd, PAGES * PAGE) == 0, "memfd");
 	g.area = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, g.fd, 0);
 	g.private = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, g.fd, 10 * PAGE);

@@ -95,7 +95,7 @@ int main(int argc, char **argv)
 	struct mover m;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	mover_init(&m, argc, argv, 15);
+	mover_init(&m, argc, argv, 6);
 	CHECK(g.fd >= 0 && ftruncate(g.fd, PAGES * PAGE) == 0, "memfd");
 	g.area = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, g.fd, 0);
 	CHECK(g.area != MAP_FAILED, "mapping");

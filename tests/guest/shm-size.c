@@ -15,6 +15,7 @@
 struct ground {
 	int fd;
 	char *area;		/* of the object */
+	char *copy;		/* of the object, private */
 	char *board;		/* of its own */
 };
 
@@ -90,11 +91,16 @@ static void check(struct ground *g, uint32_t step, uint32_t round)
 	case 0:
 		for (unsigned long i = 0; i < PAGES; i++)
 			check_words((uint32_t *)(g->area + i * PAGE), PAGE / 4, round + i, "what was filled");
+		/* A page of its own, which goes with the file's all the same. */
+		g->copy[(PAGES - 1) * PAGE] = 'c';
+		g->copy[PAGE] = 'c';
 		break;
 	case 1:
 		CHECK(size_of(g->fd) == (off_t)((PAGES / 2 - 1) * PAGE + PAGE / 2), "size %ld", (long)size_of(g->fd));
 		for (unsigned long i = 0; i < PAGES; i++)
 			CHECK(read_raises(g->area + i * PAGE) == (i < PAGES / 2 ? 0 : SIGBUS), "page %lu after ftruncate to less", i);
+		CHECK(read_raises(g->copy + (PAGES - 1) * PAGE) == SIGBUS, "a private page beyond the end");
+		CHECK(g->copy[PAGE] == 'c', "a private page within the file has %d", g->copy[PAGE]);
 		check_words((uint32_t *)(g->area + (PAGES / 2 - 2) * PAGE), PAGE / 4, round + PAGES / 2 - 2, "a page that stayed");
 		CHECK(!g->area[(PAGES / 2 - 1) * PAGE + PAGE - 1], "the rest of the last page is not zero");
 		break;
@@ -194,10 +200,12 @@ static void run(struct mover *m, int fd)
 
 	CHECK(fd >= 0 && ftruncate(fd, PAGES * PAGE) == 0, "the object");
 	g.area = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	g.copy = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	g.board = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	CHECK(g.area != MAP_FAILED && g.board != MAP_FAILED, "mapping");
+	CHECK(g.area != MAP_FAILED && g.copy != MAP_FAILED && g.board != MAP_FAILED, "mapping");
 	run_workers(m, 2, work, &g);
 	munmap(g.area, PAGES * PAGE);
+	munmap(g.copy, PAGES * PAGE);
 	munmap(g.board, PAGE);
 	close(fd);
 }

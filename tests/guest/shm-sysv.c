@@ -99,7 +99,7 @@ int main(int argc, char **argv)
 	pid_t child;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	mover_init(&m, argc, argv, 10);
+	mover_init(&m, argc, argv, 4);
 	g.id = shmget(IPC_PRIVATE, PAGES * PAGE, IPC_CREAT | 0600);
 	CHECK(g.id >= 0, "shmget");
 	g.area = shmat(g.id, NULL, 0);
