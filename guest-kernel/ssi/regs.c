@@ -21,6 +21,7 @@
 #include <asm/proto.h>
 #include <asm/segment.h>
 
+#include "../kernel/futex/futex.h"
 #include "move.h"
 
 #define FPU_MAX		(16U << 10)	/* bytes of xsave state */
@@ -185,7 +186,7 @@ static void commit_restart_block(struct ssi_restore *r, const struct ssi_rec_reg
 		rb->futex.flags = rec->restart_i[1];
 		rb->futex.bitset = rec->restart_i[2];
 		rb->futex.uaddr = (void __user *)(unsigned long)rec->restart_u[0];
-		rb->futex.time = rec->restart_u[1] + r->shift_ns;
+		rb->futex.time = rec->restart_u[1] + (rb->futex.flags & FLAGS_CLOCKRT ? 0 : r->shift_ns);
 		break;
 	}
 }

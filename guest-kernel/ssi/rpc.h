@@ -29,6 +29,7 @@ enum ssi_op {
 	SSI_OP_RFILE		= 0x0030,	/* rfile.c:    0x0030-0x003f */
 	SSI_OP_SHM		= 0x0040,	/* reserved for shared memory */
 	SSI_OP_NET		= 0x0050,	/* reserved for sockets */
+	SSI_OP_FUTEX		= 0x0060,	/* futex.c:    0x0060-0x006f */
 	SSI_OP_MAX		= 0x0080,
 };
 

@@ -293,6 +293,22 @@ int ssi_region_lend(struct ssi_region *region, pgoff_t index, u32 cell, bool cre
 	return err;
 }
 
+/* Does not sleep. */
+struct page *ssi_region_lent_page(struct ssi_region *region, pgoff_t index, u32 cell)
+{
+	struct ssi_lent *lent;
+	struct page *page = NULL;
+
+	xa_lock(&region->lent);
+	lent = xa_load(&region->lent, index);
+	if (lent && lent->cells & BIT_ULL(cell)) {
+		page = lent->page;
+		get_page(page);
+	}
+	xa_unlock(&region->lent);
+	return page;
+}
+
 /* ---- returning ---- */
 
 /* What others have written to it is in the page, but no dirty bit here says so. @locked: its folio is. */

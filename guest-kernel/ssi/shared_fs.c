@@ -25,6 +25,7 @@
 #include <linux/uio.h>
 #include <linux/wait.h>
 
+#include "futex_wire.h"
 #include "rfile_wire.h"
 #include "shared_wire.h"
 
@@ -260,6 +261,7 @@ static ssize_t handle_announce(struct ssi_request *req)
 	if (!err && inode) {
 		set_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
 		*had = cpu_to_le32(drop_pages(inode));
+		ssi_futex_moved(inode);
 	}
 	if (inode)
 		iput(inode);

@@ -439,11 +439,14 @@ bool ssi_shared_key_of_mapping(struct address_space *mapping, u64 offset, struct
 {
 	struct ssi_region *region = ssi_region_of(mapping);
 	struct ssi_object *object = ssi_object_of(mapping->host);
+	u64 away = region || object ? 0 : ssi_shared_away(mapping->host);
 
 	if (region)
 		*key = (struct ssi_shared_key){ .region = region->id, .home = ssi_this_cell(), .offset = offset };
 	else if (object)
 		*key = (struct ssi_shared_key){ .region = object->id, .home = object->home, .offset = offset };
+	else if (away)
+		*key = (struct ssi_shared_key){ .region = away, .home = SSI_REGION_HOME(away), .offset = offset };
 	else
 		return false;
 	if (region)

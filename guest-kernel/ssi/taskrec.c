@@ -17,8 +17,11 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
+#include <linux/sched/task_stack.h>
 #include <linux/seccomp.h>
 #include <linux/syscall_user_dispatch.h>
+#include <asm/unistd.h>
+#include <uapi/linux/futex.h>
 #include <uapi/linux/sched/types.h>
 
 #include "move.h"
@@ -45,6 +48,27 @@ static int check_kin(struct ssi_save *s)
 	return 0;
 }
 
+/*
+ * Is a system call in progress that waits for a priority-inheritance futex? It would be made again in the other cell, where
+ * that is not supported in shared memory (futex.c), and alone a process has nobody to wait for.
+ */
+static bool waits_for_pi(void)
+{
+	const struct pt_regs *regs = task_pt_regs(current);
+	long result = regs->ax;
+
+	if (regs->orig_ax != __NR_futex)
+		return false;
+	switch (regs->si & FUTEX_CMD_MASK) {
+	case FUTEX_LOCK_PI:
+	case FUTEX_LOCK_PI2:
+		return result == -ERESTARTNOINTR;
+	case FUTEX_WAIT_REQUEUE_PI:
+		return result == -ERESTARTNOINTR || result == -EWOULDBLOCK;
+	}
+	return false;
+}
+
 static int task_check(struct ssi_save *s)
 {
 	struct nsproxy *ns = current->nsproxy, *init = init_task.nsproxy;
@@ -67,6 +91,8 @@ static int task_check(struct ssi_save *s)
 #endif
 	if (!list_empty(&current->pi_state_list))
 		return ssi_why(s, "it holds priority-inheritance futexes");
+	if (waits_for_pi())
+		return ssi_why(s, "it waits for a priority-inheritance futex");
 	if (current->policy == SCHED_DEADLINE)
 		return ssi_why(s, "it is scheduled by deadline");
 	return 0;

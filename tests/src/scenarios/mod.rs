@@ -9,6 +9,7 @@ mod cluster_life;
 mod coherence;
 mod faults;
 mod files;
+mod futex;
 mod moving;
 mod shared;
 mod web;
@@ -74,6 +75,8 @@ pub const ALL: &[Scenario] = &[
     shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
     shared("mig_7_heap100_eagerly_there_and_back", moving::heap_eager),
     shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred),
+    shared("dsm_5_futexes_wake_across_cells_with_exact_counts", futex::operations),
+    shared("dsm_5_process_shared_pthread_objects_work_across_cells", futex::posix),
     shared("bad_input_is_refused_with_a_reason", bad_input::refusals),
     shared("restart_refuses_foreign_images", bad_input::foreign_images),
     own("down_leaves_nothing_and_twice_is_told", cluster_life::down_twice),
@@ -83,5 +86,7 @@ pub const ALL: &[Scenario] = &[
     own("mig_fault_a_source_that_dies_when_its_process_left", faults::source_dies),
     own("cells_with_two_vcpus_are_coherent_and_move", cluster_life::two_vcpus),
     own("dsm_2_four_cells_with_small_windows_share_all_the_same", coherence::small_windows),
+    own("dsm_5_locks_of_a_database_server_on_four_cells", futex::four_cells),
+    own("dsm_5_futex_waits_end_when_a_cell_dies", futex::deaths),
     own("up_refuses_what_is_in_use", cluster_life::in_use),
 ];

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/*
+ * A crowd: processes that work on shared memory, moved by their parent: `NAME [MODE [CELLS [SEED [ROUNDS]]]]`. MODE `stay`
+ * moves none; `once` takes number n to cell n modulo CELLS before it begins; `away` to the next one, so that number 0 is not
+ * at home; `storm` does as `once` and then goes on moving one after the other at random until they end, whatever they do at
+ * that moment, waiting included. The parent stays: it has children.
+ */
+#ifndef CROWD_H
+#define CROWD_H
+
+#include <limits.h>
+
+#include "shared.h"
+
+#define CROWD_MAX 16
+#define CROWD_PAUSE_US 20000
+
+struct crowd {
+	struct mover m;
+	int count, shift;
+	uint32_t gate;		/* of the shared part */
+	pid_t pids[CROWD_MAX];
+	int killed;		/* this one may end by SIGKILL; -1: none */
+};
+
+/* In memory that all share. */
+static inline struct crowd *crowd_new(int argc, char **argv, int count, long rounds)
+{
+	struct crowd *c = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(c != MAP_FAILED && count <= CROWD_MAX, "mapping");
+	if (argc > 1 && !strcmp(argv[1], "away")) {
+		argv[1] = "once";
+		c->shift = 1;
+	}
+	mover_init(&c->m, argc, argv, rounds);
+	c->count = count;
+	c->killed = -1;
+	return c;
+}
+
+/* Where number @i begins. */
+static inline int crowd_cell(const struct crowd *c, int i)
+{
+	return c->m.mode == STAY ? 0 : (i + c->shift) % c->m.cells;
+}
+
+/* Moves number @i to @cell; true if it went there. */
+static inline int crowd_move(struct crowd *c, int i, int cell)
+{
+	for (;;) {
+		if (!syscall(NR_MIGRATE, c->pids[i], (unsigned long)cell))
+			return 1;
+		if (errno == ESRCH)		/* it has ended, or is about to */
+			return 0;
+		if (errno != EBUSY && errno != EINTR && errno != EAGAIN) {
+			char path[48], why[200] = "";
+			int error = errno;
+			FILE *file;
+
+			snprintf(path, sizeof(path), "/proc/ssi/%d/why", c->pids[i]);
+			file = fopen(path, "r");
+			if (file) {
+				if (!fgets(why, sizeof(why), file))
+					why[0] = 0;
+				fclose(file);
+			}
+			printf("FAIL: a move of process %d was refused with errno %d: %s\n", i, error, why);
+			for (int j = 0; j < c->count; j++)
+				if (c->pids[j])
+					kill(c->pids[j], SIGKILL);
+			exit(1);
+		}
+		breathe();
+	}
+}
+
+static inline int crowd_ended_well(struct crowd *c, int i, int status)
+{
+	if (WIFEXITED(status) && !WEXITSTATUS(status))
+		return 1;
+	if (i == c->killed && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+		return 1;
+	printf("FAIL: process %d ended with status %#x\n", i, status);
+	return 0;
+}
+
+/* Takes note of those that ended: how many there are still. */
+static inline int crowd_reap(struct crowd *c, int left, int wait)
+{
+	int status;
+	pid_t ended;
+
+	while (left && (ended = waitpid(-1, &status, wait ? 0 : WNOHANG)) > 0) {
+		for (int i = 0; i < c->count; i++) {
+			if (c->pids[i] != ended)
+				continue;
+			c->pids[i] = 0;
+			left--;
+			if (crowd_ended_well(c, i, status))
+				continue;
+			for (int j = 0; j < c->count; j++)
+				if (c->pids[j])
+					kill(c->pids[j], SIGKILL);
+			exit(1);
+		}
+	}
+	return left;
+}
+
+/* Runs @work as processes 0 to count - 1 and waits for all of them. */
+static inline void crowd_run(struct crowd *c, void (*work)(struct crowd *c, int me, void *arg), void *arg)
+{
+	int left = c->count, moves = 0;
+
+	for (int i = 0; i < c->count; i++) {
+		pid_t child = fork();
+
+		CHECK(child >= 0, "fork");
+		if (!child) {
+			await(&c->gate, 1, "the gate");
+			work(c, i, arg);
+			_exit(0);
+		}
+		c->pids[i] = child;
+	}
+	for (int i = 0; i < c->count && c->m.mode != STAY; i++)
+		if (crowd_cell(c, i))
+			moves += crowd_move(c, i, crowd_cell(c, i));
+	__atomic_store_n(&c->gate, 1, __ATOMIC_SEQ_CST);
+	while (c->m.mode == STORM && left) {
+		struct timespec t = { 0, 1000L * mover_number(&c->m, CROWD_PAUSE_US) };
+		int i = (int)mover_number(&c->m, (uint32_t)c->count), cell = (int)mover_number(&c->m, (uint32_t)c->m.cells);
+
+		nanosleep(&t, NULL);
+		left = crowd_reap(c, left, 0);
+		if (c->pids[i])
+			moves += crowd_move(c, i, cell);
+	}
+	left = crowd_reap(c, left, 1);
+	CHECK(!left, "waiting");
+	printf("crowd: %d processes, %d moves\n", c->count, moves);
+}
+
+#endif

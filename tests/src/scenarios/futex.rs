@@ -1,0 +1,96 @@
+//! Futexes in memory that processes of several cells share: DSM-5. The programs check themselves; see `tests/guest/crowd.h` for
+//! their modes.
+
+use anyhow::{Context, Result, ensure};
+
+use super::faults::{arm, wait_dead};
+use super::moving::{end_counter, start_counter};
+use crate::cluster::{Bench, Cluster};
+use crate::terminal::Terminal;
+
+/// Two seeds: each repeats the pauses and cells of its storm.
+const SEEDS: [&str; 2] = ["20061", "987654321"];
+
+/// A number of `/proc/ssi/futex` in `cell`.
+fn counter(cluster: &Cluster<'_>, cell: u32, name: &str) -> Result<u64> {
+    let all = cluster.exec(cell, &["cat", "/proc/ssi/futex"])?;
+    let value = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).with_context(|| format!("no {name} in {all}"))
+}
+
+fn run(cluster: &Cluster<'_>, program: &str, arguments: &[&str]) -> Result<String> {
+    let path = format!("/usr/lib/ssi/tests/{program}");
+    let report = cluster.exec(0, &[&[path.as_str()], arguments].concat())?;
+    ensure!(report.lines().any(|line| line == "PASS"), "{program} {}: {report}", arguments.join(" "));
+    println!("  {program} {}: {}", arguments.join(" "), report.lines().next().unwrap_or_default());
+    Ok(report)
+}
+
+/// `program` in one cell, spread over `cells`, and moved about among them all the time. Nobody waits at the home in the end.
+fn everywhere(cluster: &Cluster<'_>, program: &str, cells: &str, rounds: &str) -> Result<()> {
+    run(cluster, program, &["stay"])?;
+    let before = counter(cluster, 0, "proxies_count")?;
+    run(cluster, program, &["once", cells, "1", rounds])?;
+    ensure!(counter(cluster, 0, "proxies_count")? > before, "nobody waited from another cell");
+    let before = counter(cluster, 0, "wakes_for_others_count")?;
+    run(cluster, program, &["away", cells, "1", rounds])?;
+    ensure!(counter(cluster, 0, "wakes_for_others_count")? > before, "nobody woke from another cell");
+    for seed in SEEDS {
+        let report = run(cluster, program, &["storm", cells, seed, rounds])?;
+        ensure!(!report.contains(" 0 moves"), "{program} was never moved: {report}");
+    }
+    ensure!(counter(cluster, 0, "proxies_now")? == 0, "{program} has ended, and somebody waits for it");
+    Ok(())
+}
+
+/// DSM-5: each operation of futex(2), with exact counts.
+pub fn operations(cluster: &Cluster<'_>) -> Result<()> {
+    everywhere(cluster, "futex", "2", "2")
+}
+
+/// DSM-5: what POSIX shares between processes, with owners that die.
+pub fn posix(cluster: &Cluster<'_>) -> Result<()> {
+    everywhere(cluster, "pshared", "2", "4")
+}
+
+/// The same, and the locks of a database server, on four cells.
+pub fn four_cells(bench: &Bench) -> Result<()> {
+    let cluster = bench.up("futex4", &["--nodes", "4", "--memory", "256M"])?;
+    everywhere(&cluster, "futex", "4", "1")?;
+    everywhere(&cluster, "pshared", "4", "3")?;
+    everywhere(&cluster, "pg", "4", "6")
+}
+
+/// Has `cell` die, in the middle of a move to it.
+fn kill_cell(cluster: &Cluster<'_>, cell: u32, interval: &str) -> Result<()> {
+    let (terminal, process, _) = start_counter(cluster, interval)?;
+    arm(cluster, cell, "offer")?;
+    cluster.output("migrate", &[&process.pid.to_string(), &cell.to_string()])?;
+    wait_dead(cluster, cell)?;
+    end_counter(cluster, terminal, process.pid)
+}
+
+/// A waiter whose cell dies is in no queue any more; one that waits in memory of a cell that dies is told.
+pub fn deaths(bench: &Bench) -> Result<()> {
+    let cluster = bench.up("futexdead", &["--nodes", "4", "--memory", "256M"])?;
+    let program = "/usr/lib/ssi/tests/futex-lost";
+    let mut terminal =
+        Terminal::start(cluster.command("exec", &["-t", "--", program, "1", "/var/tmp/unused"]))?;
+    terminal.line_where(|line| line.starts_with("waits "))?;
+    ensure!(counter(&cluster, 0, "proxies_now")? == 1, "it does not wait at its home");
+    kill_cell(&cluster, 1, "107")?;
+    let end = terminal.line_where(|line| line.starts_with("ended "))?;
+    ensure!(end == "ended 0x9, 0 wait", "a waiter that died with its cell: {end}");
+    terminal.wait()?;
+    ensure!(counter(&cluster, 0, "proxies_now")? == 0, "the dead one is still queued");
+    ensure!(counter(&cluster, 0, "proxies_dropped_count")? == 1, "it was not dropped");
+
+    let script = format!("{program} 3 /var/tmp/lost > /var/tmp/lost.log 2>&1 &");
+    cluster.exec(2, &["sh", "-c", &script])?;
+    cluster.exec(2, &["sh", "-c", "until grep -q waits /var/tmp/lost.log; do :; done"])?;
+    kill_cell(&cluster, 2, "108")?;
+    cluster.exec(3, &["sh", "-c", "until grep -q wake /var/tmp/lost; do :; done"])?;
+    let told = cluster.exec(3, &["cat", "/var/tmp/lost"])?;
+    ensure!(told == "wait EFAULT, wake EFAULT\n", "a waiter whose memory was lost: {told}");
+    Ok(())
+}
