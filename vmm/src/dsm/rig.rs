@@ -114,6 +114,17 @@ impl RigNode {
         self.layout.nodes
     }
 
+    /// Starts a thread that uses the node.
+    ///
+    /// # Errors
+    /// If none can be had.
+    pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<Worker> {
+        Worker::spawn(name, &self.exit, move |_| {
+            body();
+            Ok(())
+        })
+    }
+
     /// Page `index` of slice `slice`, in this process. Valid while `self` lives.
     ///
     /// # Errors
