@@ -2,7 +2,7 @@
 /*
  * DSM-5: cells that die. `home`: this process makes shared memory in cell 1, goes on to cell 2, says `ready`, and touches the
  * memory until cell 1 is gone: that raises SIGBUS, and nothing hangs. `borrower`: its child goes to cell 2, says `ready`, and is
- * lost with it: the memory here is whole, and nothing of it stays lent.
+ * lost with it: nothing stays lent to that cell.
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -49,6 +49,25 @@ static int home(struct mover *m)
 	return pass();
 }
 
+/* Nothing is lent to cell 2 any more. */
+static void await_returned(void)
+{
+	char line[128];
+	long lent = -1;
+
+	for (int i = 0; i < 5000 && lent; i++) {
+		FILE *file = fopen("/proc/ssi/shared", "r");
+
+		CHECK(file, "/proc/ssi/shared");
+		while (fgets(line, sizeof(line), file))
+			if (sscanf(line, "lent_now_pages_to_2 %ld", &lent) == 1)
+				break;
+		fclose(file);
+		breathe();
+	}
+	CHECK(!lent, "%ld pages are lent to a cell that is dead", lent);
+}
+
 static int borrower(struct mover *m)
 {
 	char *area = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -69,10 +88,11 @@ static int borrower(struct mover *m)
 			pause();
 	}
 	CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status), "the child's status is %#x", status);
-	for (unsigned long i = 0; i < PAGES; i++)
-		check_words((uint32_t *)(area + i * PAGE), 16, i, "afterwards");
-	CHECK(munmap(area, PAGES * PAGE) == 0, "munmap");
-	return pass();
+	await_returned();
+	pass();
+	/* The pages stay as they are: one whose only copy was in the other cell is lost, and to touch it ends this cell. */
+	for (;;)
+		pause();
 }
 
 int main(int argc, char **argv)

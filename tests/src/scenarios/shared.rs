@@ -73,12 +73,12 @@ pub fn life(cluster: &Cluster<'_>) -> Result<()> {
 }
 
 /// Has cell `cell` die, by offering it a process.
-fn kill_cell(cluster: &Cluster<'_>, cell: u32, interval_ms: &str) -> Result<()> {
+fn kill_cell(cluster: &Cluster<'_>, cell: u32, interval_ms: &str) -> Result<(Terminal, u32)> {
     let (terminal, process, _) = start_counter(cluster, interval_ms)?;
     arm(cluster, cell, "offer")?;
     cluster.output("migrate", &[&process.pid.to_string(), &cell.to_string()])?;
     wait_dead(cluster, cell)?;
-    end_counter(cluster, terminal, process.pid)
+    Ok((terminal, process.pid))
 }
 
 fn start_death(cluster: &Cluster<'_>, what: &str) -> Result<Terminal> {
@@ -88,25 +88,26 @@ fn start_death(cluster: &Cluster<'_>, what: &str) -> Result<Terminal> {
     Ok(terminal)
 }
 
-fn passes(mut terminal: Terminal) -> Result<()> {
+fn await_pass(terminal: &mut Terminal) -> Result<()> {
     while let Some(line) = terminal.line()? {
         match line.trim() {
-            "PASS" => return terminal.wait().map(drop),
+            "PASS" => return Ok(()),
             text if text.starts_with("FAIL") => bail!("{text}"),
             _ => {}
         }
     }
-    bail!("it ended without a word: {:?}", terminal.wait()?)
+    bail!("it ended without a word")
 }
 
-/// The home of shared memory dies: SIGBUS for who touches it elsewhere. A borrower dies: what it had is given back.
+/// The home of shared memory dies: SIGBUS for who touches it elsewhere. A borrower dies: nothing stays lent to it.
 pub fn deaths(bench: &Bench) -> Result<()> {
     let cluster = bench.up("shmdeath", &["--nodes", "3", "--memory", "256M"])?;
-    let touching = start_death(&cluster, "home")?;
-    kill_cell(&cluster, 1, "107")?;
-    passes(touching)?;
-    let waiting = start_death(&cluster, "borrower")?;
+    let mut touching = start_death(&cluster, "home")?;
+    let (terminal, pid) = kill_cell(&cluster, 1, "107")?;
+    await_pass(&mut touching)?;
+    touching.wait()?;
+    end_counter(&cluster, terminal, pid)?;
+    let mut waiting = start_death(&cluster, "borrower")?;
     kill_cell(&cluster, 2, "108")?;
-    passes(waiting)?;
-    await_nothing_held(&cluster, 0)
+    await_pass(&mut waiting)
 }
