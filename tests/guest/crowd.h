@@ -53,7 +53,8 @@ static inline int crowd_move(struct crowd *c, int i, int cell)
 			return 1;
 		if (errno == ESRCH)		/* it has ended, or is about to */
 			return 0;
-		if (errno != EBUSY && errno != EINTR && errno != EAGAIN) {
+		/* ECONNABORTED: it was in that cell just now, and its number is not free there yet. */
+		if (errno != EBUSY && errno != EINTR && errno != EAGAIN && errno != ECONNABORTED) {
 			char path[48], why[200] = "";
 			int error = errno;
 			FILE *file;
