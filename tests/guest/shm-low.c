@@ -8,7 +8,7 @@
 
 #define PAGES 256UL
 #define STEP (2UL << 20)
-#define STEPS 2048UL
+#define STEPS 512UL
 
 static long figure(const char *path, const char *name)
 {
@@ -46,10 +46,9 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IONBF, 0);
 	mover_init(&m, argc, argv, 1);
 	CHECK(area != MAP_FAILED && fill != MAP_FAILED, "mapping");
-	madvise(fill, STEPS * STEP, MADV_HUGEPAGE);
 	/* Until the slice is full, and some of the low RAM. */
 	for (unsigned long i = 0; i < STEPS && figure("/proc/meminfo", "MemFree:") > 64 << 10; i++)
-		fill[i * STEP] = 1;
+		madvise(fill + i * STEP, STEP, MADV_POPULATE_WRITE);
 	for (unsigned long i = 0; i < PAGES; i++)
 		fill_words((uint32_t *)(area + i * PAGE), 64, (uint32_t)i);
 	munmap(fill, STEPS * STEP);

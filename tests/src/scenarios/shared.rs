@@ -72,6 +72,14 @@ pub fn life(cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
+/// DSM-5: pages in low RAM, which no other cell can reach, move into the slice when they are lent.
+pub fn low_memory(cluster: &Cluster<'_>) -> Result<()> {
+    let report = cluster.exec(0, &["/usr/lib/ssi/tests/shm-low", "once", "2"])?;
+    ensure!(report.contains("PASS"), "{report}");
+    ensure!(!report.lines().any(|line| line == "0 frames moved"), "no page was in low RAM: {report}");
+    await_nothing_held(cluster, 0)
+}
+
 /// Has cell `cell` die, by offering it a process.
 fn kill_cell(cluster: &Cluster<'_>, cell: u32, interval_ms: &str) -> Result<(Terminal, u32)> {
     let (terminal, process, _) = start_counter(cluster, interval_ms)?;
