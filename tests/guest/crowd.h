@@ -48,13 +48,13 @@ static inline int crowd_cell(const struct crowd *c, int i)
 /* Moves number @i to @cell; true if it went there. */
 static inline int crowd_move(struct crowd *c, int i, int cell)
 {
-	for (;;) {
+	for (int tries = 0;; tries++) {
 		if (!syscall(NR_MIGRATE, c->pids[i], (unsigned long)cell))
 			return 1;
 		if (errno == ESRCH)		/* it has ended, or is about to */
 			return 0;
 		/* ECONNABORTED: it was in that cell just now, and its number is not free there yet. */
-		if (errno != EBUSY && errno != EINTR && errno != EAGAIN && errno != ECONNABORTED) {
+		if ((errno != EBUSY && errno != EINTR && errno != EAGAIN && errno != ECONNABORTED) || tries > 5000) {
 			char path[48], why[200] = "";
 			int error = errno;
 			FILE *file;
