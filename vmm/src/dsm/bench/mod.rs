@@ -132,11 +132,7 @@ impl Program for Nodes {
     fn stream(&self, mut stream: TcpStream) {
         let (mut request, reply) = ([0; SHORT], vec![7; 64 << 10]);
         while stream.read_exact(&mut request).is_ok() {
-            let mut left = match request[0] {
-                WANT_PAGE => PAGE_SIZE,
-                WANT_STREAM => STREAM_BYTES,
-                _ => SHORT,
-            };
+            let mut left = answer_bytes(request[0]);
             while left > 0 {
                 let part = left.min(reply.len());
                 if stream.write_all(&reply[..part]).is_err() {
@@ -148,15 +144,20 @@ impl Program for Nodes {
     }
 }
 
+/// Bytes of the answer to a raw request.
+fn answer_bytes(want: u8) -> usize {
+    match want {
+        WANT_PAGE => PAGE_SIZE,
+        WANT_STREAM => STREAM_BYTES,
+        _ => SHORT,
+    }
+}
+
 /// One raw request and its answer; how long that took, in nanoseconds.
 fn raw_round_trip(raw: &mut TcpStream, want: u8) -> anyhow::Result<u64> {
     let (mut request, mut reply) = ([0; SHORT], vec![0; 64 << 10]);
     request[0] = want;
-    let mut left = match want {
-        WANT_PAGE => PAGE_SIZE,
-        WANT_STREAM => STREAM_BYTES,
-        _ => SHORT,
-    };
+    let mut left = answer_bytes(want);
     let start = Instant::now();
     raw.write_all(&request)?;
     while left > 0 {
