@@ -5,9 +5,9 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <setjmp.h>
 #include <sys/stat.h>
 
+#include "catch.h"
 #include "shared.h"
 
 #define PAGES 8UL
@@ -18,22 +18,7 @@ struct ground {
 	char *area, *board;
 };
 
-static sigjmp_buf back;
 static uint32_t buffer[WORDS];
-
-static void on_fault(int signal)
-{
-	siglongjmp(back, signal);
-}
-
-static int read_raises(volatile char *at)
-{
-	int signal = sigsetjmp(back, 1);
-
-	if (!signal)
-		(void)*at;
-	return signal;
-}
 
 static void check_read(int fd, off_t page, uint32_t seed, const char *what)
 {

@@ -5,9 +5,9 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <setjmp.h>
 #include <sys/stat.h>
 
+#include "catch.h"
 #include "shared.h"
 
 #define PAGES 12UL
@@ -18,23 +18,6 @@ struct ground {
 	char *copy;		/* of the object, private */
 	char *board;		/* of its own */
 };
-
-static sigjmp_buf back;
-
-static void on_fault(int signal)
-{
-	siglongjmp(back, signal);
-}
-
-/* The signal that reading a byte raises, 0 if it succeeds. */
-static int read_raises(volatile char *at)
-{
-	int signal = sigsetjmp(back, 1);
-
-	if (!signal)
-		(void)*at;
-	return signal;
-}
 
 static off_t size_of(int fd)
 {
