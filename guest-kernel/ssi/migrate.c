@@ -122,6 +122,10 @@ static int offer(struct move *m, struct task_struct *t)
 		snprintf(m->st->why, SSI_WHY_MAX, "no migrationd runs in cell %u", m->dest);
 		return -EHOSTUNREACH;
 	}
+	if (n == -EEXIST) {
+		snprintf(m->st->why, SSI_WHY_MAX, "its PID is still in use in cell %u, where it was before", m->dest);
+		return -EAGAIN;
+	}
 	return n == sizeof(m->id) ? 0 : n < 0 ? n : -EPROTO;
 }
 
