@@ -2,7 +2,7 @@
 /*
  * `pursuit CELLS SEED MOVES`: a process that goes to and fro between cells as fast as it can be moved, while a process in each
  * cell sends it queued signals. Each signal is handled once, wherever the process is: at its home, away, just arriving or just
- * leaving. Then processes that are killed in the middle of a move die of it.
+ * leaving. Then one that is moved again as soon as a move was refused, and some that are killed in the middle of a move.
  *
  * A move is refused for no other reason than that the process has just been moved.
  */
@@ -12,6 +12,7 @@
 #define SENDERS 4
 #define AHEAD 16		/* signals of one sender that are under way */
 #define KILLS 8
+#define REFUSALS 6
 
 struct chase {
 	volatile uint32_t stop, go;
@@ -131,15 +132,48 @@ static void chase_and_kill(struct crowd *c, int from, int to)
 	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "status %#x", status);
 }
 
+/*
+ * A process with a child is refused, but what was to become it in the other cell has its PID there for a moment still. Without
+ * the child it goes there at once, and back.
+ */
+static void move_after_refusals(struct crowd *c)
+{
+	for (int i = 0; i < REFUSALS; i++) {
+		int to = 1 + i % (c->m.cells - 1), back = (to + 1) % c->m.cells;
+		pid_t child = fork();
+
+		CHECK(child >= 0, "fork");
+		if (!child) {
+			pause();
+			_exit(1);
+		}
+		CHECK(syscall(NR_MIGRATE, 0, (unsigned long)to) && errno == EOPNOTSUPP, "a process with a child moves");
+		CHECK(!kill(child, SIGKILL) && waitpid(child, NULL, 0) == child, "the end of the child");
+		CHECK(!syscall(NR_MIGRATE, 0, (unsigned long)to), "to cell %d, after it was refused", to);
+		CHECK(!syscall(NR_MIGRATE, 0, (unsigned long)back), "on to cell %d", back);
+		CHECK(!syscall(NR_MIGRATE, 0, (unsigned long)to), "and back to cell %d", to);
+		CHECK(!syscall(NR_MIGRATE, 0, 0UL), "and home");
+	}
+	_exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	char *arguments[] = { argv[0], "storm", argc > 1 ? argv[1] : "2", argc > 2 ? argv[2] : "1", argc > 3 ? argv[3] : "20", NULL };
 	struct crowd *c = crowd_new(5, arguments, 1 + SENDERS, 20);
 
+	pid_t mover;
+
 	setvbuf(stdout, NULL, _IONBF, 0);
+	CHECK(c->m.cells > 1, "it needs two cells");
 	chase = mmap(NULL, sizeof(*chase), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(chase != MAP_FAILED, "mapping");
 	chase_signals(c);
+	mover = fork();
+	CHECK(mover >= 0, "fork");
+	if (!mover)
+		move_after_refusals(c);
+	join(mover, "the one that is refused first");
 	for (int i = 0; i < KILLS; i++)
 		chase_and_kill(c, (i + 1) % c->m.cells, i % c->m.cells);
 	return pass();

@@ -60,7 +60,7 @@ pub fn four_cells(bench: &Bench) -> Result<()> {
     everywhere(&cluster, "futex", "4", "1", &SEEDS)?;
     everywhere(&cluster, "pshared", "4", "3", &[])?;
     everywhere(&cluster, "pg", "4", "6", &SEEDS[..1])?;
-    pursuit(&cluster, "4", "20")
+    pursuit(&cluster, "4", "15", &SEEDS[..1])
 }
 
 /// Has `cell` die, in the middle of a move to it.
