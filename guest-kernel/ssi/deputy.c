@@ -199,6 +199,7 @@ static int come_home(struct ssi_task *st)
 	spin_lock(&st->lock);
 	st->coming = NULL;
 	spin_unlock(&st->lock);
+	wake_up_all(&st->wait);
 	ssi_incoming_put(in);
 	return err;
 }
@@ -235,6 +236,15 @@ static void tell_moved(struct ssi_task *st, u32 where)
 	ssi_post(st->home, SSI_OP_DEPUTY_MOVED, &msg, sizeof(msg));
 }
 
+/* To the cell where it went; if it has left that one as well, its home knows, and waits until it is somewhere. */
+static void send_after(struct ssi_task *st, u32 where, int sig, const kernel_siginfo_t *info)
+{
+	struct ssi_kill msg = { .pid = st->pid, .sig = sig, .capable = true, .info = *info };
+
+	if (send_to(where, st->pid, sig, info) == -ESRCH)
+		ssi_call(st->home, SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
+}
+
 /* The rest of a process that was not born here: what signals came while it left follow it, then nothing is left. */
 static void __noreturn vanish(struct ssi_task *st, u32 where)
 {
@@ -244,12 +254,12 @@ static void __noreturn vanish(struct ssi_task *st, u32 where)
 	tell_moved(st, where);
 	block_all();
 	while ((sig = take_signal(&info)))
-		send_to(where, st->pid, sig, &info);
+		send_after(st, where, sig, &info);
 	if (fatal_signal_pending(current)) {
 		clear_siginfo(&info);
 		info.si_signo = SIGKILL;
 		info.si_code = SI_USER;
-		send_to(where, st->pid, SIGKILL, &info);
+		send_after(st, where, SIGKILL, &info);
 	}
 	ssi_task_put(st);
 	do_exit(0);
@@ -285,12 +295,45 @@ void ssi_arrive(struct ssi_task *st, u32 source)
 	ssi_tell_figures(st);
 }
 
+typedef int (*send_fn)(struct task_struct *t, int sig, struct kernel_siginfo *info);
+
+/*
+ * A process that was born elsewhere and runs here gets the signal; -ENOENT if it does not: what has its PID here is about to
+ * become it, or was it. Under the lock, so that leave() comes after the signal, which then follows the process, or before.
+ */
+static int send_to_runner(struct task_struct *t, send_fn send, int sig, struct kernel_siginfo *info)
+{
+	struct ssi_task *st = ssi_task_get(t, false);
+	int err = -ENOENT;
+
+	if (!st)
+		return err;
+	spin_lock(&st->lock);
+	if (st->role == SSI_RUNNER)
+		err = send(t, sig, info);
+	spin_unlock(&st->lock);
+	ssi_task_put(st);
+	return err;
+}
+
+static int send_unchecked(struct task_struct *t, int sig, struct kernel_siginfo *info)
+{
+	return do_send_sig_info(sig, sig == SIGKILL ? SEND_SIG_PRIV : info, t, PIDTYPE_TGID);
+}
+
+/* As kill(2) of a process of this cell, permissions included. */
+static int send_checked(struct task_struct *t, int sig, struct kernel_siginfo *info)
+{
+	return kill_pid_info(sig, info, task_tgid(t));
+}
+
 static ssize_t handle_signal_to(struct ssi_request *req)
 {
 	const struct ssi_signal *s = req->body;
+	struct kernel_siginfo info;
 	struct task_struct *t;
 	struct ssi_task *st;
-	int err = -ESRCH;
+	int err;
 
 	if (req->len != sizeof(*s) || !valid_signal(s->sig) || !s->sig || s->info.si_signo != s->sig)
 		return -EINVAL;
@@ -298,17 +341,14 @@ static ssize_t handle_signal_to(struct ssi_request *req)
 	if (!t)
 		return -ESRCH;
 	st = ssi_task_get(t, false);
-	if (st)
+	if (st) {
 		ssi_task_arrived(st);
-	if (st && READ_ONCE(st->role) == SSI_RUNNER) {
-		struct kernel_siginfo info = s->info;
-
-		err = do_send_sig_info(s->sig, s->sig == SIGKILL ? SEND_SIG_PRIV : &info, t, PIDTYPE_TGID);
-	}
-	if (st)
 		ssi_task_put(st);
+	}
+	info = s->info;
+	err = send_to_runner(t, send_unchecked, s->sig, &info);
 	put_task_struct(t);
-	return err;
+	return err == -ENOENT ? -ESRCH : err;
 }
 
 static int may_kill(const struct ssi_kill *k, struct task_struct *t)
@@ -488,9 +528,16 @@ bool __ssi_exit_silent(struct task_struct *tsk)
 	return role == SSI_RUNNER || role == SSI_GONE;
 }
 
-int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
+/* Does another cell know where @pid is? */
+bool __ssi_foreign(pid_t pid)
 {
 	u32 home = ssi_home_of_pid(pid);
+
+	return home != ssi_this_cell() && home < ssi_cells() && task_active_pid_ns(current) == &init_pid_ns;
+}
+
+int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
+{
 	struct ssi_kill msg = {
 		.pid = pid,
 		.sig = sig,
@@ -498,14 +545,19 @@ int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
 		.euid = from_kuid(&init_user_ns, current_euid()),
 		.capable = capable(CAP_KILL),
 	};
-	ssize_t n;
+	struct task_struct *t = find_get_task_by_vpid(pid);
+	ssize_t n = -ENOENT;
 
-	if (home == ssi_this_cell() || home >= ssi_cells() || task_active_pid_ns(current) != &init_pid_ns)
-		return -ESRCH;
+	if (t) {
+		n = send_to_runner(t, send_checked, sig, info);
+		put_task_struct(t);
+	}
+	if (n != -ENOENT)
+		return n;
 	if (info != SEND_SIG_NOINFO && info != SEND_SIG_PRIV)
 		msg.info = *info;
 	msg.info.si_signo = sig;
-	n = ssi_call(home, SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
+	n = ssi_call(ssi_home_of_pid(pid), SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
 	if (n == -EHOSTUNREACH || n == -EINVAL)
 		return -ESRCH;
 	return n < 0 ? n : 0;

@@ -11,9 +11,12 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
 #include <linux/poll.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/ssi_move.h>
 #include <linux/uaccess.h>
 
 #include "fault.h"
@@ -179,38 +182,85 @@ static bool is_home(s32 pid)
 	return home;
 }
 
-/* A process that has just left this cell and comes again: what was left of it has to let go of the PID first. */
-static void wait_gone(s32 pid)
+/*
+ * May a child of migrationd have @pid? What has it still is the rest of a process that was here and left, or the child of an
+ * earlier attempt that has failed: each is about to end. Its entry, if it has one, goes after the PID.
+ */
+static bool pid_is_free(s32 pid)
 {
-	struct ssi_task *st = ssi_task_get_pid(pid);
+	struct ssi_task *st;
+	bool taken;
 
-	if (!st)
-		return;
-	if (READ_ONCE(st->role) == SSI_GONE)
-		wait_event_timeout(st->wait, READ_ONCE(st->forgotten), ACCEPT_TIMEOUT);
-	ssi_task_put(st);
+	rcu_read_lock();
+	taken = find_pid_ns(pid, &init_pid_ns);
+	rcu_read_unlock();
+	if (taken)
+		return false;
+	st = ssi_task_get_pid(pid);
+	if (st)
+		ssi_task_put(st);
+	return !st;
+}
+
+/* A PID was freed, under tasklist_lock, or an entry has gone: an offer may wait for it. */
+void __ssi_pid_freed(void)
+{
+	smp_mb();	/* an offer is counted before it looks whether its PID is free */
+	if (READ_ONCE(nincoming))
+		wake_up_all(&offers);
+}
+
+/* Can migrationd take @in? Under its lock. */
+static bool takeable(struct ssi_incoming_move *in)
+{
+	return in->state == SSI_IN_OFFERED && (in->offer.flags & SSI_INCOMING_HOME || pid_is_free(in->offer.pid));
+}
+
+static bool taken_or_takeable(struct ssi_incoming_move *in)
+{
+	bool can;
+
+	spin_lock(&in->lock);
+	can = in->state != SSI_IN_OFFERED || takeable(in);
+	spin_unlock(&in->lock);
+	return can;
+}
+
+/* Until migrationd can take @in. The process runs on meanwhile: it stops when its offer has been answered. */
+static int wait_takeable(struct ssi_incoming_move *in)
+{
+	if (wait_event_timeout(offers, taken_or_takeable(in), ACCEPT_TIMEOUT))
+		return 0;
+	pr_notice("process %d (%s) from cell %u: its PID is still in use\n", in->offer.pid, in->offer.comm, in->source);
+	ssi_incoming_fail(in, -EAGAIN, "its PID is still in use at the destination");
+	unlist(in);
+	return -EEXIST;
 }
 
 static ssize_t handle_offer(struct ssi_request *req)
 {
 	const struct ssi_offer *o = req->body;
 	struct ssi_incoming_move *in;
+	bool home;
+	int err;
 
 	if (req->len != sizeof(*o))
 		return -EINVAL;
 	if (!atomic_read(&openers))
 		return -ENOTCONN;	/* no migrationd here */
 	ssi_fault_point(SSI_FAULT_OFFER);
-	wait_gone(o->pid);
+	home = is_home(o->pid);
+	if (!home && ssi_home_of_pid(o->pid) == ssi_this_cell())
+		return -ESRCH;		/* born here, and its deputy has ended: it is about to be killed */
 	in = kzalloc(sizeof(*in), GFP_KERNEL);
 	if (!in)
 		return -ENOMEM;
-	refcount_set(&in->ref, 1);
+	refcount_set(&in->ref, 2);	/* of the list, and this function's */
 	in->source = req->cell;
 	in->offer = *o;
 	in->offer.comm[sizeof(o->comm) - 1] = 0;
 	in->offer.flags &= SSI_INCOMING_EAGER;
-	if (is_home(o->pid))
+	if (home)
 		in->offer.flags |= SSI_INCOMING_HOME;
 	spin_lock_init(&in->lock);
 	init_waitqueue_head(&in->wait);
@@ -228,7 +278,9 @@ static ssize_t handle_offer(struct ssi_request *req)
 	list_add_tail(&in->list, &incoming);
 	spin_unlock(&incoming_lock);
 	wake_up_all(&offers);
-	return sizeof(u64);
+	err = wait_takeable(in);
+	ssi_incoming_put(in);
+	return err ?: sizeof(u64);
 }
 
 static ssize_t handle_data(struct ssi_request *req)
@@ -390,7 +442,7 @@ struct ssi_incoming_move *ssi_incoming_of(struct file *file)
 	return in;
 }
 
-/* Takes the oldest offer, with a reference. */
+/* Takes the oldest offer that can be taken, with a reference. */
 static struct ssi_incoming_move *accept_one(void)
 {
 	struct ssi_incoming_move *in;
@@ -399,8 +451,8 @@ static struct ssi_incoming_move *accept_one(void)
 	spin_lock(&incoming_lock);
 	list_for_each_entry(in, &incoming, list) {
 		spin_lock(&in->lock);
-		if (in->state == SSI_IN_OFFERED) {
-			in->state = SSI_IN_ACCEPTED;
+		if (takeable(in)) {
+			WRITE_ONCE(in->state, SSI_IN_ACCEPTED);
 			mine = true;
 		}
 		spin_unlock(&in->lock);
@@ -410,6 +462,8 @@ static struct ssi_incoming_move *accept_one(void)
 		}
 	}
 	spin_unlock(&incoming_lock);
+	if (mine)
+		wake_up_all(&offers);	/* who waits until it can be taken */
 	return mine ? in : NULL;
 }
 
@@ -419,8 +473,11 @@ static bool offered(void)
 	bool any = false;
 
 	spin_lock(&incoming_lock);
-	list_for_each_entry(in, &incoming, list)
-		any |= in->state == SSI_IN_OFFERED;
+	list_for_each_entry(in, &incoming, list) {
+		spin_lock(&in->lock);
+		any |= takeable(in);
+		spin_unlock(&in->lock);
+	}
 	spin_unlock(&incoming_lock);
 	return any;
 }

@@ -122,6 +122,10 @@ static int offer(struct move *m, struct task_struct *t)
 		snprintf(m->st->why, SSI_WHY_MAX, "no migrationd runs in cell %u", m->dest);
 		return -EHOSTUNREACH;
 	}
+	if (n == -EEXIST) {
+		snprintf(m->st->why, SSI_WHY_MAX, "its PID is still in use in cell %u, where it was before", m->dest);
+		return -EAGAIN;
+	}
 	return n == sizeof(m->id) ? 0 : n < 0 ? n : -EPROTO;
 }
 
@@ -515,6 +519,23 @@ static int ask(u32 cell, pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool
 	return reply.error;
 }
 
+/* Is @t, born in another cell, not the process, but what is about to become it here, or what it left behind? */
+static bool only_has_its_pid(struct task_struct *t)
+{
+	struct ssi_task *st;
+	bool runs = false;
+
+	if (ssi_home_of_pid(task_tgid_nr(t)) == ssi_this_cell())
+		return false;
+	st = ssi_task_get(t, false);
+	if (st) {
+		ssi_task_arrived(st);
+		runs = READ_ONCE(st->role) == SSI_RUNNER;
+		ssi_task_put(st);
+	}
+	return !runs;
+}
+
 /*
  * Here, or where it is: a cell that does not have it asks its home, and the home asks where it went. With @may_ask_home false
  * the home has asked already: a process that has just ended is then nowhere, and not asked for round and round.
@@ -527,6 +548,12 @@ static int migrate(pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool capab
 	int err;
 
 	t = pid ? find_get_task_by_vpid(pid) : get_task_struct(current);
+	if (t && only_has_its_pid(t)) {
+		put_task_struct(t);
+		if (!may_ask_home)
+			return -EAGAIN;		/* it has just left, or is not here yet */
+		t = NULL;
+	}
 	if (!t) {
 		u32 home = ssi_home_of_pid(pid);
 

@@ -12,8 +12,10 @@
 #include <linux/sched/task.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
+#include <linux/ssi_move.h>
 
 #include "device.h"
+#include "incoming.h"
 #include "pid.h"
 #include "proc.h"
 #include "rpc.h"
@@ -160,15 +162,28 @@ void ssi_task_put(struct ssi_task *st)
 		kfree(st);
 }
 
+/* A deputy that has been given the process and has not become it yet. */
+static bool coming_home(struct ssi_task *st)
+{
+	bool coming;
+
+	spin_lock(&st->lock);
+	coming = st->role == SSI_DEPUTY && st->coming && READ_ONCE(st->coming->state) == SSI_IN_COMMITTED;
+	spin_unlock(&st->lock);
+	return coming;
+}
+
 void ssi_task_arrived(struct ssi_task *st)
 {
-	wait_event(st->wait, READ_ONCE(st->role) != SSI_ARRIVING || READ_ONCE(st->forgotten));
+	wait_event(st->wait, READ_ONCE(st->forgotten) || (READ_ONCE(st->role) != SSI_ARRIVING && !coming_home(st)));
 }
 
 void ssi_task_forget(struct ssi_task *st)
 {
 	bool there;
 
+	/* First: the process may come back as soon as it has no entry, and gets a new one of the same name. */
+	proc_remove(xchg(&st->proc, NULL));	/* waits for readers */
 	spin_lock_irq(&tasks_lock);
 	there = !hlist_unhashed(&st->node);
 	hash_del(&st->node);
@@ -178,7 +193,7 @@ void ssi_task_forget(struct ssi_task *st)
 	atomic_dec(&ntasks);
 	WRITE_ONCE(st->forgotten, true);
 	wake_up_all(&st->wait);
-	proc_remove(st->proc);	/* waits for readers */
+	ssi_pid_freed();
 	ssi_task_put(st);
 }
 

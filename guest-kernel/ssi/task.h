@@ -61,7 +61,7 @@ struct ssi_task *ssi_task_get(struct task_struct *t, bool create);
 struct ssi_task *ssi_task_get_pid(pid_t pid);	/* among those that there are */
 void ssi_task_put(struct ssi_task *st);
 void ssi_task_forget(struct ssi_task *st);	/* the process ends */
-void ssi_task_arrived(struct ssi_task *st);	/* waits: its home knows already that it is here, and it is about to be */
+void ssi_task_arrived(struct ssi_task *st);	/* waits while it has been committed to this cell, and is not it yet */
 void ssi_task_each(void (*fn)(struct ssi_task *st, u32 arg), u32 arg);	/* those that there are now */
 
 u32 ssi_home_of_pid(pid_t pid);

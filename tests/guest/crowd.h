@@ -23,6 +23,23 @@ struct crowd {
 	int killed;		/* this one may end by SIGKILL; -1: none */
 };
 
+/* With CROWD_TRACE in the environment: what is done when, on standard error. */
+#define TRACE(...)                                                                                \
+	do {                                                                                      \
+		if (getenv("CROWD_TRACE")) {                                                      \
+			struct timespec now_;                                                     \
+			char line_[200];                                                          \
+			int n_;                                                                   \
+			clock_gettime(CLOCK_MONOTONIC, &now_);                                    \
+			n_ = snprintf(line_, sizeof(line_), "%ld.%03ld ", (long)now_.tv_sec,      \
+				      now_.tv_nsec / 1000000);                                    \
+			n_ += snprintf(line_ + n_, sizeof(line_) - (size_t)n_, __VA_ARGS__);      \
+			line_[n_++] = '\n';                                                       \
+			if (write(2, line_, (size_t)n_) < 0)                                      \
+				exit(3);                                                          \
+		}                                                                                 \
+	} while (0)
+
 /* In memory that all share. */
 static inline struct crowd *crowd_new(int argc, char **argv, int count, long rounds)
 {
@@ -48,15 +65,19 @@ static inline int crowd_cell(const struct crowd *c, int i)
 /* Moves number @i to @cell; true if it went there. */
 static inline int crowd_move(struct crowd *c, int i, int cell)
 {
+	int error = 0;
+
+	TRACE("process %d: move to cell %d", i, cell);
 	for (int tries = 0;; tries++) {
-		if (!syscall(NR_MIGRATE, c->pids[i], (unsigned long)cell))
+		if (!syscall(NR_MIGRATE, c->pids[i], (unsigned long)cell)) {
+			TRACE("process %d to cell %d: %d tries, last error %d", i, cell, tries, error);
 			return 1;
-		if (errno == ESRCH)		/* it has ended, or is about to */
+		}
+		error = errno;
+		if (error == ESRCH)		/* it has ended, or is about to */
 			return 0;
-		/* ECONNABORTED: it was in that cell just now, and its number is not free there yet. */
-		if ((errno != EBUSY && errno != EINTR && errno != EAGAIN && errno != ECONNABORTED) || tries > 5000) {
+		if ((error != EBUSY && error != EINTR && error != EAGAIN) || tries > 5000) {
 			char path[48], why[200] = "";
-			int error = errno;
 			FILE *file;
 
 			snprintf(path, sizeof(path), "/proc/ssi/%d/why", c->pids[i]);

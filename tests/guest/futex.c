@@ -52,11 +52,14 @@ static void await_waiters(uint32_t *word, long count, const char *what)
 {
 	long n = 0;
 
+	TRACE("%s: until %ld wait", what, count);
 	for (int i = 0; i < 60000; i++) {
 		n = waiting(word);
 		CHECK(n >= 0 && n <= count, "%s: %ld wait, not %ld", what, n, count);
-		if (n == count)
+		if (n == count) {
+			TRACE("%s: %ld wait, after %d looks", what, n, i);
 			return;
+		}
 		breathe();
 	}
 	CHECK(0, "%s: %ld wait, and never %ld", what, n, count);

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::faults::{arm, wait_dead};
-use super::moving::{end_counter, start_counter};
+use super::moving::{end_counter, pursuit, start_counter};
 use crate::cluster::{Bench, Cluster};
 use crate::terminal::Terminal;
 
@@ -54,12 +54,13 @@ pub fn posix(cluster: &Cluster<'_>) -> Result<()> {
     everywhere(cluster, "pshared", "2", "4", &SEEDS)
 }
 
-/// The same, and the locks of a database server, on four cells. (Storms of `futex` over four cells: docs/STATUS.md, "Not proved".)
+/// The same, and the locks of a database server, on four cells; and signals, where a process may be in neither of two cells.
 pub fn four_cells(bench: &Bench) -> Result<()> {
     let cluster = bench.up("futex4", &["--nodes", "4", "--memory", "256M"])?;
-    everywhere(&cluster, "futex", "4", "1", &[])?;
+    everywhere(&cluster, "futex", "4", "1", &SEEDS)?;
     everywhere(&cluster, "pshared", "4", "3", &[])?;
-    everywhere(&cluster, "pg", "4", "6", &SEEDS[..1])
+    everywhere(&cluster, "pg", "4", "6", &SEEDS[..1])?;
+    pursuit(&cluster, "4", "15", &SEEDS[..1])
 }
 
 /// Has `cell` die, in the middle of a move to it.

@@ -56,6 +56,9 @@ pub const ALL: &[Scenario] = &[
     shared("mig_2_the_parent_gets_the_status_from_the_other_cell", moving::wait_status),
     shared("mig_4_kill_by_pid_reaches_it_from_every_cell", moving::kill),
     shared("mig_4_ctrl_c_reaches_it", moving::ctrl_c),
+    shared("mig_4_signals_reach_it_in_the_middle_of_moves", |cluster| {
+        moving::pursuit(cluster, "2", "30", &["20061", "987654321"])
+    }),
     shared("mig_5_a_sleep_in_progress_goes_on", moving::sleep_goes_on),
     shared("mig_6_input_from_the_terminal_follows", moving::terminal_input),
     shared("mig_6_pipes_stay_connected", moving::pipes),

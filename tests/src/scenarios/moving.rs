@@ -127,6 +127,17 @@ pub fn kill(cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
+/// `pursuit`: signals from every cell to a process that never rests, one that is moved as soon as it was refused, and some that
+/// are killed as they arrive. It says what it misses.
+pub fn pursuit(cluster: &Cluster<'_>, cells: &str, moves: &str, seeds: &[&str]) -> Result<()> {
+    for seed in seeds {
+        let report = cluster.exec(0, &["/usr/lib/ssi/tests/pursuit", cells, seed, moves])?;
+        println!("  pursuit: {}", report.lines().next().unwrap_or_default());
+        ensure!(report.lines().any(|line| line == "PASS"), "pursuit {cells} {seed} {moves}: {report}");
+    }
+    Ok(())
+}
+
 pub fn ctrl_c(cluster: &Cluster<'_>) -> Result<()> {
     let (mut terminal, process, mut expected) = start_counter(cluster, "103")?;
     cluster.migrate_inside(process.pid, 1)?;

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+/*
+ * `pursuit CELLS SEED MOVES`: a process that goes to and fro between cells as fast as it can be moved, while a process in each
+ * cell sends it queued signals. Each signal is handled once, wherever the process is: at its home, away, just arriving or just
+ * leaving. Then one that is moved again as soon as a move was refused, and some that are killed in the middle of a move.
+ *
+ * A move is refused for no other reason than that the process has just been moved.
+ */
+#define _GNU_SOURCE
+#include "crowd.h"
+
+#define SENDERS 4
+#define AHEAD 16		/* signals of one sender that are under way */
+#define KILLS 8
+#define REFUSALS 6
+
+struct chase {
+	volatile uint32_t stop, go;
+	struct {
+		volatile uint32_t sent, handled;
+		char gap[PAGE / SENDERS - 8];
+	} of[SENDERS];
+};
+
+static struct chase *chase;
+
+static void on_signal(int number)
+{
+	__atomic_fetch_add(&chase->of[number - SIGRTMIN].handled, 1, __ATOMIC_SEQ_CST);
+}
+
+static void be_chased(void)
+{
+	sigset_t all, none;
+
+	sigfillset(&all);
+	sigemptyset(&none);
+	CHECK(!sigprocmask(SIG_SETMASK, &all, NULL), "sigprocmask");
+	for (int i = 0; i < SENDERS; i++) {
+		struct sigaction act = { .sa_handler = on_signal };
+
+		CHECK(!sigaction(SIGRTMIN + i, &act, NULL), "sigaction");
+	}
+	chase->go = 1;
+	for (;;)
+		sigsuspend(&none);
+}
+
+static void be_sender(int me, pid_t chased)
+{
+	uint32_t sent = 0;
+
+	while (!chase->stop) {
+		while (sent - chase->of[me].handled < AHEAD && !chase->stop) {
+			CHECK(!sigqueue(chased, SIGRTMIN + me, (union sigval){ 0 }), "sigqueue");
+			chase->of[me].sent = ++sent;
+		}
+		breathe();
+	}
+	_exit(0);
+}
+
+static pid_t child_of(struct crowd *c, int i)
+{
+	pid_t child = fork();
+
+	CHECK(child >= 0, "fork");
+	if (child) {
+		c->pids[i] = child;
+		c->count = i + 1;
+	}
+	return child;
+}
+
+static void chase_signals(struct crowd *c)
+{
+	int senders = c->m.cells < SENDERS ? c->m.cells : SENDERS;
+	uint32_t all = 0;
+
+	if (!child_of(c, 0))
+		be_chased();
+	await(&chase->go, 1, "the one that is chased");
+	for (int i = 0; i < senders; i++) {
+		if (!child_of(c, i + 1))
+			be_sender(i, c->pids[0]);
+		crowd_move(c, i + 1, i);
+	}
+	/* There and back, twice in three times. */
+	for (long i = 0, a = 1, b = 0; i < c->m.rounds; i++) {
+		if (i % 3 == 0) {
+			b = a;
+			a = (long)mover_number(&c->m, (uint32_t)c->m.cells);
+		}
+		CHECK(crowd_move(c, 0, (int)(i % 3 == 1 ? b : a)), "it has ended");
+	}
+	chase->stop = 1;
+	for (int i = 0; i < senders; i++) {
+		join(c->pids[i + 1], "a sender");
+		c->pids[i + 1] = 0;
+	}
+	for (int i = 0; i < senders; i++) {
+		await(&chase->of[i].handled, chase->of[i].sent, "signals");
+		all += chase->of[i].sent;
+	}
+	CHECK(!kill(c->pids[0], SIGKILL) && waitpid(c->pids[0], NULL, 0) == c->pids[0], "its end");
+	printf("%u signals, %ld moves\n", all, c->m.rounds);
+}
+
+/* It is killed from the cell where it is about to arrive. */
+static void chase_and_kill(struct crowd *c, int from, int to)
+{
+	int status = 0;
+
+	chase->stop = chase->go = 0;
+	if (!child_of(c, 0))
+		be_chased();
+	await(&chase->go, 1, "the one that is killed");
+	if (!child_of(c, 1)) {
+		await(&chase->stop, 1, "the word to kill");
+		CHECK(!kill(c->pids[0], SIGKILL), "kill");
+		_exit(0);
+	}
+	crowd_move(c, 0, from);
+	crowd_move(c, 1, to);
+	chase->stop = 1;
+	crowd_move(c, 0, to);
+	join(c->pids[1], "the killer");
+	for (int i = 0; waitpid(c->pids[0], &status, WNOHANG) != c->pids[0]; i++) {
+		CHECK(i < 20000, "it lives, though it was killed from cell %d on its way from cell %d", to, from);
+		breathe();
+	}
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "status %#x", status);
+}
+
+/*
+ * A process with a child is refused, but what was to become it in the other cell has its PID there for a moment still. Without
+ * the child it goes there at once, and back.
+ */
+static void move_after_refusals(struct crowd *c)
+{
+	for (int i = 0; i < REFUSALS; i++) {
+		int to = 1 + i % (c->m.cells - 1), back = (to + 1) % c->m.cells;
+		pid_t child = fork();
+
+		CHECK(child >= 0, "fork");
+		if (!child) {
+			pause();
+			_exit(1);
+		}
+		CHECK(syscall(NR_MIGRATE, 0, (unsigned long)to) && errno == EOPNOTSUPP, "a process with a child moves");
+		CHECK(!kill(child, SIGKILL) && waitpid(child, NULL, 0) == child, "the end of the child");
+		CHECK(!syscall(NR_MIGRATE, 0, (unsigned long)to), "to cell %d, after it was refused", to);
+		CHECK(!syscall(NR_MIGRATE, 0, (unsigned long)back), "on to cell %d", back);
+		CHECK(!syscall(NR_MIGRATE, 0, (unsigned long)to), "and back to cell %d", to);
+		CHECK(!syscall(NR_MIGRATE, 0, 0UL), "and home");
+	}
+	_exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	char *arguments[] = { argv[0], "storm", argc > 1 ? argv[1] : "2", argc > 2 ? argv[2] : "1", argc > 3 ? argv[3] : "20", NULL };
+	struct crowd *c = crowd_new(5, arguments, 1 + SENDERS, 20);
+
+	pid_t mover;
+
+	setvbuf(stdout, NULL, _IONBF, 0);
+	CHECK(c->m.cells > 1, "it needs two cells");
+	chase = mmap(NULL, sizeof(*chase), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(chase != MAP_FAILED, "mapping");
+	chase_signals(c);
+	mover = fork();
+	CHECK(mover >= 0, "fork");
+	if (!mover)
+		move_after_refusals(c);
+	join(mover, "the one that is refused first");
+	for (int i = 0; i < KILLS; i++)
+		chase_and_kill(c, (i + 1) % c->m.cells, i % c->m.cells);
+	return pass();
+}
