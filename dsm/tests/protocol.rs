@@ -805,7 +805,7 @@ fn dsm_i4_a_page_whose_only_copy_died_is_lost_for_all() {
     let mut home = owned_by_b();
     fault(&mut home, Access::Read);
     from(&mut home, A, read(1, 0));
-    assert_eq!(died(&mut home, B), [Action::Poison(PAGE), send(A, lost(1))]);
+    assert_eq!(died(&mut home, B), [Action::Lost(PAGE), Action::Poison(PAGE), send(A, lost(1))]);
     assert_eq!(from(&mut home, C, read(1, 0)), [send(C, lost(1))]);
     let fetched = home.step(Input::Fetch { page: PAGE, token: 8 }, 0);
     assert_eq!(fetched, [Action::Fetched { page: PAGE, token: 8, lost: true }]);
@@ -813,6 +813,27 @@ fn dsm_i4_a_page_whose_only_copy_died_is_lost_for_all() {
     fault(&mut asker, Access::Read);
     assert_eq!(from(&mut asker, HOME, lost(1)), [Action::Poison(PAGE)]);
     assert_eq!(fault(&mut asker, Access::Read), [Action::Poison(PAGE)]);
+}
+
+#[test]
+fn dsm_i4_a_lost_page_that_its_cell_has_buried_is_zeros_to_it_and_lost_to_others() {
+    let mut home = owned_by_b();
+    let bury = Input::Bury { page: PAGE };
+    assert_eq!(home.step(bury, 0), refuse(Refusal::Late), "it is not lost");
+    assert_eq!(died(&mut home, B), [Action::Lost(PAGE)]);
+    assert_eq!(fault(&mut home, Access::Read), [Action::Poison(PAGE)]);
+    let buried = [Action::Zap(PAGE), Action::Discard(PAGE), install(Access::Write)];
+    assert_eq!(home.step(bury, 0), buried);
+    assert_eq!(fault(&mut home, Access::Write), [install(Access::Write)]);
+    assert_eq!(from(&mut home, C, read(1, 0)), [send(C, lost(1))]);
+    let fetched = home.step(Input::Fetch { page: PAGE, token: 8 }, 0);
+    assert_eq!(fetched, [Action::Fetched { page: PAGE, token: 8, lost: true }]);
+    assert_eq!(home.step(bury, 0), refuse(Refusal::Late), "once");
+    assert_eq!(
+        home.step(Input::Bury { page: PageNo(6) }, 0),
+        refuse(Refusal::Late),
+        "nor one that nobody had"
+    );
 }
 
 #[test]

@@ -27,6 +27,7 @@
 #include <linux/swap.h>
 
 #include "../mm/internal.h"	/* folio_isolate_lru() */
+#include "lost.h"
 #include "shared_wire.h"
 #include "slices.h"
 
@@ -270,6 +271,8 @@ int ssi_region_lend(struct ssi_region *region, pgoff_t index, u32 cell, bool cre
 		*phys = page_to_phys(page);
 		if (folio->mapping != region->inode->i_mapping) {
 			err = -EAGAIN;
+		} else if (PageHWPoison(page)) {
+			err = -EHWPOISON;
 		} else if (beyond_end(region->inode, index)) {
 			err = -EFAULT;
 		} else if (!ssi_slice_own(*phys)) {
@@ -327,7 +330,9 @@ static void drop_lent(struct ssi_region *region, struct ssi_lent *lent, bool loc
 		else
 			set_page_dirty_lock(lent->page);
 	}
-	put_page(lent->page);
+	/* The reference of a frame that is lost stays: it is not free until it is known as broken (lost.c), nor afterwards. */
+	if (!ssi_lost_frame(lent->page))
+		put_page(lent->page);
 	kfree(lent);
 }
 
@@ -615,8 +620,10 @@ static ssize_t zap_cell(struct ssi_region *region, u32 cell, pgoff_t first, pgof
 
 	/* A frame must not be freed while somebody can write to it: there is no going on without an answer, or its death. */
 	while ((n = ssi_call(cell, OP_SHM_ZAP, &range, sizeof(range), b->pinned, sizeof(b->pinned), MAX_SCHEDULE_TIMEOUT)) < 0) {
-		if (n == -EHOSTUNREACH || n == -ENODEV)
+		if (n == -EHOSTUNREACH || n == -ENODEV) {
+			ssi_lost_learn();
 			return 0;
+		}
 		pr_warn_ratelimited("cell %u does not unmap pages of region %llx: error %zd\n", cell, region->id, n);
 		schedule_timeout_uninterruptible(HZ / 10);
 	}

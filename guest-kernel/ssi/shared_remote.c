@@ -24,6 +24,7 @@
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
+#include "lost.h"
 #include "shared_wire.h"
 #include "slices.h"
 
@@ -146,6 +147,8 @@ static struct page *locked_page(struct ssi_object *object, pgoff_t index, bool w
 				return ERR_PTR(err);
 			continue;
 		}
+		if (PageHWPoison(page))
+			return ERR_PTR(-EHWPOISON);
 		get_page(page);
 		lock_page(page);
 		if (xa_load(&object->pages, index) == page)
@@ -163,7 +166,8 @@ vm_fault_t ssi_object_fault(struct ssi_object *object, struct vm_fault *vmf)
 		return VM_FAULT_RETRY;
 	page = locked_page(object, vmf->pgoff, vmf->vma->vm_flags & VM_SHARED);
 	if (IS_ERR(page))
-		return PTR_ERR(page) == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
+		return PTR_ERR(page) == -ENOMEM ? VM_FAULT_OOM :
+		       PTR_ERR(page) == -EHWPOISON ? VM_FAULT_HWPOISON : VM_FAULT_SIGBUS;
 	vmf->page = page;
 	return VM_FAULT_LOCKED;
 }
@@ -606,6 +610,46 @@ struct file *ssi_object_file(struct inode *inode, unsigned int flags)
 	if (!IS_ERR(file))
 		file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
 	return file;
+}
+
+/* Its place in @object, if it is a page of it. */
+static bool find_page(struct ssi_object *object, struct page *page, unsigned long *index)
+{
+	struct page *at;
+
+	xa_for_each(&object->pages, *index, at)
+		if (at == page)
+			return true;
+	return false;
+}
+
+bool ssi_object_lost(struct page *page, u32 home)
+{
+	struct inode *inode = NULL, *local = NULL;
+	struct ssi_object *object;
+	unsigned long index;
+
+	mutex_lock(&objects_lock);
+	list_for_each_entry(object, &objects, list) {
+		if (object->home != home || !find_page(object, page, &index))
+			continue;
+		inode = igrab(object->inode);
+		break;
+	}
+	mutex_unlock(&objects_lock);
+	if (!inode)
+		return false;
+	mutex_lock(&object->lock);
+	local = object->local ? igrab(object->local) : NULL;
+	mutex_unlock(&object->lock);
+	/* Faults that had found it before it was marked hold its lock until it is mapped. */
+	lock_page(page);
+	unlock_page(page);
+	unmap_both(object, local, index, index, false);
+	if (local)
+		iput(local);
+	iput(inode);
+	return true;
 }
 
 /* What the home had of pages is lost; who touches one gets SIGBUS. */

@@ -60,11 +60,16 @@ impl CellLink for Link {
 #[derive(Debug, Default)]
 struct Pages {
     tasks: Mutex<Vec<(PageOp, PageTask)>>,
+    buried: Mutex<Vec<u64>>,
 }
 
 impl PageService for Pages {
     fn submit(&self, op: PageOp, tasks: Vec<PageTask>) {
         lock(&self.tasks).extend(tasks.into_iter().map(|task| (op, task)));
+    }
+
+    fn bury(&self, gpa: u64) {
+        lock(&self.buried).push(gpa);
     }
 }
 
