@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::layout::{MMIO_BASE, MMIO_WINDOW};
+use super::layout::{IDLE_PORT, MMIO_BASE, MMIO_WINDOW};
 use crate::devices::lock;
 use crate::devices::serial::{COM1_BASE, COM1_PORTS, Com1};
 use crate::devices::virtio::mmio::MmioTransport;
@@ -18,6 +18,8 @@ pub(super) enum Asked {
     Nothing,
     /// Reset: the guest pulled the reset line of the keyboard controller.
     Reset,
+    /// Sleep until the next interrupt of the vCPU that asks.
+    Idle,
 }
 
 /// All devices that vCPUs reach by exits.
@@ -66,6 +68,8 @@ impl Bus {
             data.iter().for_each(|byte| self.com1.write(register, *byte));
         } else if port == I8042_COMMAND && data.contains(&I8042_RESET) {
             return Asked::Reset;
+        } else if port == IDLE_PORT {
+            return Asked::Idle;
         }
         Asked::Nothing
     }
@@ -127,6 +131,13 @@ mod tests {
         assert_eq!(bus.port_write(0x64, &[0xfe]), Asked::Reset);
         assert_eq!(bus.port_write(0x64, &[0xd1]), Asked::Nothing);
         assert_eq!(bus.port_write(0x60, &[0xfe]), Asked::Nothing);
+    }
+
+    #[test]
+    fn the_idle_port_asks_for_sleep() {
+        let (bus, _) = bus();
+        assert_eq!(bus.port_write(IDLE_PORT, &[0]), Asked::Idle);
+        assert_eq!(bus.port_write(IDLE_PORT + 1, &[0]), Asked::Nothing);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const MMIO_WINDOW: u64 = 0x1000;
 pub const MMIO_IRQ: u32 = 5;
 /// Most virtio-mmio devices: lines 5 to 15 of the ISA bus.
 pub const MMIO_DEVICES_MAX: usize = 11;
+/// Port that a cell writes to when a vCPU has nothing to do: it sleeps until its next interrupt (`vcpu.rs`).
+pub const IDLE_PORT: u16 = 0x5510;
 /// Three pages that KVM needs on Intel.
 pub const TSS_ADDRESS: usize = 0xfffb_d000;
 

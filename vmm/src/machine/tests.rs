@@ -146,6 +146,40 @@ fn dropping_a_running_machine_stops_it() {
     assert!(exit.is_triggered());
 }
 
+/// mov dx, 0x3f8; mov al, '\n'; out dx, al; mov dx, idle port; out dx, al; and a reset, for who does not sleep
+fn say_and_sleep() -> Vec<u8> {
+    let [low, high] = layout::IDLE_PORT.to_le_bytes();
+    let mut code = SAY_AND_SPIN[..7].to_vec();
+    code.extend_from_slice(&[0x66, 0xba, low, high, 0xee]);
+    code.extend_from_slice(&RESET);
+    code
+}
+
+#[test]
+fn a_vcpu_that_writes_to_the_idle_port_sleeps_until_an_interrupt() {
+    let (mut machine, serial, exit) = machine(&say_and_sleep(), 1, Vec::new());
+    let (_, live) = serial.subscribe();
+    machine.run().unwrap();
+    live.recv().unwrap();
+    // An NMI, for which this guest has no handler: it is what ends the sleep.
+    const NMI: u32 = 4 << 8;
+    let msi = kvm_bindings::kvm_msi { address_lo: 0xfee0_0000, data: NMI, ..Default::default() };
+    machine.vm().signal_msi(msi).unwrap();
+    wait(&exit);
+    let Some(End::Failed(why)) = machine.end() else { panic!("{:?}", machine.end()) };
+    assert!(why.contains("triple fault"), "{why}");
+}
+
+#[test]
+fn a_sleeping_vcpu_can_be_stopped() {
+    let (mut machine, serial, _) = machine(&say_and_sleep(), 1, Vec::new());
+    let (_, live) = serial.subscribe();
+    machine.run().unwrap();
+    live.recv().unwrap();
+    machine.stop();
+    assert_eq!(machine.end(), Some(End::Stopped));
+}
+
 #[test]
 fn a_triple_fault_is_a_failure_and_not_a_reset() {
     // ud2, with no handler for it

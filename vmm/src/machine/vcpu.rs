@@ -4,6 +4,7 @@ use std::os::raw::{c_int, c_void};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_mp_state};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{EAGAIN, EINTR, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -196,6 +197,10 @@ fn turn(id: u8, fd: &mut VcpuFd, bus: &Bus, memory: &LostMemory) -> Turn {
             return match bus.port_write(port, data) {
                 Asked::Nothing => Turn::GoOn,
                 Asked::Reset => Turn::End(End::Reset),
+                Asked::Idle => match idle(fd) {
+                    Ok(()) => Turn::GoOn,
+                    Err(error) => Turn::End(End::Failed(format!("vCPU {id}: going to sleep: {error}"))),
+                },
             };
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
@@ -222,6 +227,12 @@ fn turn(id: u8, fd: &mut VcpuFd, bus: &Bus, memory: &LostMemory) -> Turn {
         Err(error) => format!("KVM_RUN: {error}"),
     };
     Turn::End(End::Failed(format!("vCPU {id}: {failure}{}", describe(fd))))
+}
+
+/// The next `KVM_RUN` sleeps in the host's kernel until the vCPU has an interrupt, as after HLT: that itself does not leave
+/// the guest (`vm.rs`, `idle_by_port`). An interrupt that is there already ends the sleep at once, so none is missed.
+fn idle(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_HALTED })
 }
 
 /// What helps to understand a fatal exit: the internal error, and where the guest was.

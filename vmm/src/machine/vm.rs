@@ -3,13 +3,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, KVM_X86_DISABLE_EXITS_HLT,
+    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::Bus;
-use super::layout::{EBDA_START, MMIO_BASE, MMIO_DEVICES_MAX, MMIO_IRQ, MMIO_WINDOW, TSS_ADDRESS};
+use super::layout::{EBDA_START, IDLE_PORT, MMIO_BASE, MMIO_DEVICES_MAX, MMIO_IRQ, MMIO_WINDOW, TSS_ADDRESS};
 use super::lost::LostMemory;
 use super::memory::guest_ram;
 use super::vcpu::{Vcpu, VcpuThread};
@@ -111,9 +112,12 @@ impl Machine {
         // SAFETY: the machine keeps the regions until after its devices and vCPUs are gone, and for ever if anybody else
         // still holds the memory then (`drop`).
         let ram = unsafe { guest_ram(&regions) }?;
-        let cmdline = full_cmdline(&config.cmdline, devices.len());
-        let entry = load(config, &ram, &regions, &cmdline)?;
-        Self::assemble(config, regions, ram, devices, |vcpu, _| cpu::set_boot_state(vcpu, entry))
+        let devices_count = devices.len();
+        Self::assemble(config, regions, ram, devices, |vcpu, ram, regions, idle| {
+            let cmdline = full_cmdline(&config.cmdline, devices_count, idle);
+            let entry = load(config, ram, regions, &cmdline)?;
+            cpu::set_boot_state(vcpu, entry)
+        })
     }
 
     fn assemble(
@@ -121,16 +125,17 @@ impl Machine {
         regions: Vec<RamRegion>,
         ram: GuestRam,
         devices: Vec<Box<dyn VirtioDevice>>,
-        boot: impl FnOnce(&VcpuFd, &GuestRam) -> Result<(), MachineError>,
+        boot: impl FnOnce(&VcpuFd, &GuestRam, &[RamRegion], Idle) -> Result<(), MachineError>,
     ) -> Result<Self, MachineError> {
         let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
         let vm = create_vm(&kvm)?;
+        let idle = if config.async_pf { Idle::Halt } else { idle_by_port(&kvm, &vm)? };
         add_memory(&vm, &regions)?;
         let com1 = wire_serial(&vm, &config.serial)?;
         let windows = wire_devices(&vm, devices, &ram)?;
         let waiting = create_vcpus(&kvm, &vm, config)?;
         if let Some(first) = waiting.first() {
-            boot(&first.fd, &ram)?;
+            boot(&first.fd, &ram, &regions, idle)?;
         }
         Ok(Self {
             name: config.name.clone(),
@@ -229,9 +234,12 @@ fn check(config: &Config, regions: &[RamRegion], devices: usize) -> Result<(), M
     }
 }
 
-fn full_cmdline(given: &str, devices: usize) -> String {
+fn full_cmdline(given: &str, devices: usize, idle: Idle) -> String {
     use std::fmt::Write;
     let mut line = given.trim().to_owned();
+    if idle == Idle::Port {
+        let _ = write!(line, " ssi.idle_port={IDLE_PORT:#x}");
+    }
     for index in 0..devices {
         let base = MMIO_BASE + index as u64 * MMIO_WINDOW;
         let _ = write!(line, " virtio_mmio.device=4K@{base:#x}:{}", MMIO_IRQ as usize + index);
@@ -270,6 +278,31 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, MachineError> {
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(MachineError::kvm("creating the timer"))?;
     Ok(vm)
+}
+
+/// How a vCPU with nothing to do sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Idle {
+    /// By HLT, which leaves the guest.
+    Halt,
+    /// By a write to [`IDLE_PORT`]; HLT does not leave the guest.
+    Port,
+}
+
+/// Lets HLT stay in the guest. KVM then asks for a page that a vCPU lacks as the vCPU does, to read or to write, and not by a
+/// worker that always wants to write (`docs/decisions/0003-async-page-faults.md`).
+fn idle_by_port(kvm: &Kvm, vm: &VmFd) -> Result<Idle, MachineError> {
+    let can = kvm.check_extension_raw(KVM_CAP_X86_DISABLE_EXITS.into());
+    if can.cast_unsigned() & KVM_X86_DISABLE_EXITS_HLT == 0 {
+        log::warn!(
+            "this host's KVM cannot leave HLT to the guest: reads of other nodes' memory will take it for writing"
+        );
+        return Ok(Idle::Halt);
+    }
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..Default::default() };
+    cap.args[0] = KVM_X86_DISABLE_EXITS_HLT.into();
+    vm.enable_cap(&cap).map_err(MachineError::kvm("leaving HLT to the guest"))?;
+    Ok(Idle::Port)
 }
 
 fn add_memory(vm: &VmFd, regions: &[RamRegion]) -> Result<(), MachineError> {
@@ -344,7 +377,7 @@ pub(super) fn assemble_for_test(
 ) -> Result<Machine, MachineError> {
     // SAFETY: as in `Machine::new`.
     let ram = unsafe { guest_ram(&regions) }?;
-    Machine::assemble(config, regions, ram, devices, |vcpu, ram| {
+    Machine::assemble(config, regions, ram, devices, |vcpu, ram, _, _| {
         boot(vcpu, ram);
         Ok(())
     })
