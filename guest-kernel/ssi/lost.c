@@ -10,8 +10,8 @@
  * memory_failure()). So the access is tried again, faults as every access to a page that is not mapped, and the handler of
  * that mapping says SIGBUS with the very address. read(2) and write(2) say EIO or EFAULT, and the frame never is free again.
  *
- * When a frame of the own slice is out of use so, the VMM is told (bury): from then on the kernel may touch it (as it does who
- * clears the end of a file), and finds zeros that it gives to nobody. To other cells it stays lost.
+ * When a frame of the own slice is in use by nobody but its file, the VMM is told (bury): from then on the kernel may touch it (as
+ * it does who clears the end of a file), and finds zeros that it gives to nobody. To other cells it stays lost.
  */
 #define pr_fmt(fmt) "ssi: " fmt
 
@@ -37,6 +37,7 @@
 #include "device.h"
 #include "lost.h"
 #include "rpc.h"
+#include "shared_wire.h"
 #include "slices.h"
 
 /* Of a frame in @frames. */
@@ -46,13 +47,15 @@ enum {
 	LOST_RENEWED,		/* nothing was lost with it, and it is memory as any other again */
 };
 
+#define LOST_KEPT	XA_MARK_0	/* a reference is kept of what was lent */
+
 static DEFINE_XARRAY_FLAGS(frames, XA_FLAGS_LOCK_IRQ);	/* frame number -> LOST_*; of the own slice, for ever */
 static DEFINE_MUTEX(learn_lock);	/* @answer, writes of @known */
 static u64 known;			/* pages that the device had said were lost when @frames was last filled */
 static struct page *answer;		/* what the device writes its list to; allocated early, and in use ever since */
 static DEFINE_MUTEX(settle_lock);	/* one settles at a time */
 
-static atomic64_t settled_pages, user_faults, kernel_faults, borrowed_pages;
+static atomic64_t settled_pages, buried_pages, renewed_pages, user_faults, kernel_faults, borrowed_pages;
 
 /* Frames that the kernel itself has met. Under met_lock. */
 #define MET_MAX		64
@@ -133,6 +136,28 @@ bool ssi_lost_frame(struct page *page)
 	return state && xa_to_value(state) != LOST_RENEWED;
 }
 
+bool ssi_lost_keep(struct page *page)
+{
+	unsigned long flags, pfn = page_to_pfn(page);
+	bool keep;
+
+	if (!ssi_lost_frame(page))
+		return false;
+	xa_lock_irqsave(&frames, flags);
+	keep = !xa_get_mark(&frames, pfn, LOST_KEPT);
+	if (keep)
+		__xa_set_mark(&frames, pfn, LOST_KEPT);
+	xa_unlock_irqrestore(&frames, flags);
+	return keep;
+}
+
+bool ssi_lost_renewed(struct page *page)
+{
+	void *state = xa_load(&frames, page_to_pfn(page));
+
+	return state && xa_to_value(state) == LOST_RENEWED;
+}
+
 /* ---- out of use ---- */
 
 /* A file's page must not be read from the cache again; memory stays there, marked, so that its loss is told to all. */
@@ -153,10 +178,21 @@ static void drop_from_file(struct page *page)
 	folio_put(folio);
 }
 
-/* The frame is mapped by nobody and marked: it may be touched again, and nothing comes of it. */
+/* The frame is mapped by nobody, and marked, so that it never will be. */
 static bool is_out_of_use(struct page *page)
 {
 	return PageHWPoison(page) && !page_mapped(page);
+}
+
+/*
+ * Is it in use by nobody but its file? Else (a pipe, direct I/O) whoever has it may read it, and must not find zeros. One
+ * reference is memory_failure()'s.
+ */
+static bool can_be_buried(struct page *page)
+{
+	bool kept = xa_get_mark(&frames, page_to_pfn(page), LOST_KEPT);
+
+	return page->mapping && page_count(page) == 2 + kept + ssi_region_lends(page);
 }
 
 /* Takes frame @pfn of the own slice out of use. */
@@ -168,7 +204,10 @@ static bool settle(unsigned long pfn)
 	drop_from_file(page);
 	if (!is_out_of_use(page))
 		return false;
-	ssi_dev_bury(pfn);
+	if (can_be_buried(page)) {
+		ssi_dev_bury(pfn);
+		atomic64_inc(&buried_pages);
+	}
 	return true;
 }
 
@@ -254,21 +293,20 @@ static void settle_later(u64 phys)
 
 /*
  * A frame of the own slice that is no part of a file or a process has no content that anybody could miss: it was given back and
- * is being used anew, or it is out of use. The device then gives zeros.
+ * is being used anew. The device then gives zeros.
  */
 static bool renew(u64 phys)
 {
 	unsigned long flags, pfn = PHYS_PFN(phys);
 	struct page *page = pfn_to_page(pfn);
 
-	if (!ssi_slice_own(phys))
+	if (!ssi_slice_own(phys) || READ_ONCE(page->mapping))
 		return false;
-	if (!is_out_of_use(page)) {
-		if (READ_ONCE(page->mapping))
-			return false;
+	if (!PageHWPoison(page)) {
 		xa_lock_irqsave(&frames, flags);
 		__xa_store(&frames, pfn, xa_mk_value(LOST_RENEWED), GFP_ATOMIC);
 		xa_unlock_irqrestore(&frames, flags);
+		atomic64_inc(&renewed_pages);
 	}
 	ssi_dev_bury(pfn);
 	return true;
@@ -300,8 +338,9 @@ void __ssi_lost_fault(struct pt_regs *regs, unsigned long error_code, u64 phys)
 
 void ssi_lost_show(struct seq_file *m)
 {
-	seq_printf(m, "lost_pages %llu\nlost_settled_pages %lld\nlost_borrowed_pages %lld\n", READ_ONCE(known),
-		   atomic64_read(&settled_pages), atomic64_read(&borrowed_pages));
+	seq_printf(m, "lost_pages %llu\nlost_settled_pages %lld\nlost_buried_pages %lld\nlost_renewed_pages %lld\nlost_borrowed_pages %lld\n",
+		   READ_ONCE(known), atomic64_read(&settled_pages), atomic64_read(&buried_pages),
+		   atomic64_read(&renewed_pages), atomic64_read(&borrowed_pages));
 	seq_printf(m, "lost_user_faults_count %lld\nlost_kernel_faults_count %lld\n", atomic64_read(&user_faults),
 		   atomic64_read(&kernel_faults));
 }

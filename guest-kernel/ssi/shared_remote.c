@@ -297,6 +297,52 @@ static unsigned int report(struct ssi_object *object, struct page **pages, unsig
 	return pinned;
 }
 
+/* Frames that this cell is about to give back to @home. */
+struct giving {
+	u32 home;
+	unsigned int n;
+	u64 frames[SSI_PAGE_REQUEST_MAX];
+};
+
+static void give_now(struct giving *giving)
+{
+	/* A hint. */
+	if (giving->n)
+		ssi_dev_page_request(SSI_PAGE_RELEASE, giving->home, giving->frames, NULL, giving->n);
+	giving->n = 0;
+}
+
+/*
+ * The node's copy goes home too: when this cell dies, it shall take nothing along that it does not use any more. Without memory
+ * it stays here until somebody wants it.
+ */
+static void give(struct giving *giving, struct page *page)
+{
+	if (!giving || is_pinned(page))
+		return;
+	giving->frames[giving->n++] = page_to_phys(page);
+	if (giving->n == SSI_PAGE_REQUEST_MAX)
+		give_now(giving);
+}
+
+static struct giving *giving_to(u32 home)
+{
+	struct giving *giving = kmalloc(sizeof(*giving), GFP_KERNEL);
+
+	if (giving) {
+		giving->home = home;
+		giving->n = 0;
+	}
+	return giving;
+}
+
+static void given(struct giving *giving)
+{
+	if (giving)
+		give_now(giving);
+	kfree(giving);
+}
+
 /* Takes what was lent of [@first, @last] out of @pages: at most @max. */
 static unsigned int take(struct ssi_object *object, pgoff_t first, pgoff_t last, struct page **pages, unsigned int max)
 {
@@ -332,6 +378,7 @@ void ssi_object_set_local(struct ssi_object *object, struct inode *local)
 static unsigned int zap(struct ssi_object *object, pgoff_t first, u64 count, bool even_cows, struct page **pages, __le64 *frames)
 {
 	pgoff_t last = count ? first + count - 1 : ULONG_MAX;
+	struct giving *giving;
 	struct inode *local;
 	struct asking *ask;
 	unsigned int n;
@@ -354,6 +401,10 @@ static unsigned int zap(struct ssi_object *object, pgoff_t first, u64 count, boo
 		unmap_both(object, local, first, last, even_cows);
 	if (local)
 		iput(local);
+	giving = n ? giving_to(object->home) : NULL;
+	for (unsigned int i = 0; i < n; i++)
+		give(giving, pages[i]);
+	given(giving);
 	return report(object, pages, n, frames);
 }
 
@@ -401,11 +452,16 @@ static ssize_t handle_zap(struct ssi_request *req)
 static void free_object(struct ssi_object *object)
 {
 	struct ssi_shm_id op = { .id = cpu_to_le64(object->id), .count = cpu_to_le32(1) };
+	struct giving *giving = xa_empty(&object->pages) ? NULL : giving_to(object->home);
 	struct page *page;
 	unsigned long index;
 
-	xa_for_each(&object->pages, index, page)
+	xa_for_each(&object->pages, index, page) {
 		atomic64_dec(&ssi_shared_stats.borrowed);
+		give(giving, page);
+		cond_resched();
+	}
+	given(giving);
 	xa_destroy(&object->pages);
 	ssi_post(object->home, OP_SHM_RELEASE, &op, sizeof(op));	/* fails if the home died: then nothing is to be released */
 	kfree(object);

@@ -364,7 +364,10 @@ impl Node {
                     step.actions.push(Action::Install { page, access: Access::Write });
                 }
                 By::Cell => step.actions.push(Action::Poison(page)),
-                By::Fetch(token) => step.actions.push(Action::Fetched { page, token, lost: true }),
+                By::Fetch(token) => {
+                    let lost = entry.state == State::Lost;
+                    step.actions.push(Action::Fetched { page, token, lost });
+                }
                 By::Node { node, ticket, .. } => step.send(node, Message::Lost { page, ticket }),
             },
             State::Remote(node, Given { ticket, .. }) => {

@@ -168,8 +168,8 @@ pub enum Input {
         /// Which page.
         page: PageNo,
     },
-    /// This node's cell has taken a lost page of its own slice out of use: its accesses succeed from now on, and find zeros. To
-    /// other nodes it stays lost.
+    /// This node's cell has no use for what was in a lost page of its own slice: its accesses succeed from now on, and find zeros.
+    /// To other nodes it stays lost.
     Bury {
         /// Which page.
         page: PageNo,
