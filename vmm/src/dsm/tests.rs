@@ -182,7 +182,7 @@ fn dsm_i4_an_access_to_a_dead_nodes_page_is_an_error_and_nothing_waits() {
     // Its cell is told, and may touch it when that has it out of use; to nobody else it is a page again.
     let lost = gpa..gpa + PAGE_SIZE as u64;
     assert_eq!(told.load(Ordering::Relaxed), 1);
-    assert_eq!(node1.lost_runs(BASE + STRIDE, 8), [lost.clone()]);
+    assert_eq!(node1.lost_runs(BASE + STRIDE, 8), std::slice::from_ref(&lost));
     assert_eq!(node1.lost_runs(lost.end, 8), []);
     assert_eq!(node1.lost_runs(0, 0), []);
     node1.bury(gpa);
