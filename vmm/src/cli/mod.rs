@@ -224,6 +224,9 @@ pub struct UpArgs {
     /// Longest time that a node polls for a page before it sleeps, in microseconds; 0 to sleep at once
     #[arg(long, default_value_t = BUSY_POLL_US, value_name = "US")]
     dsm_poll_us: u64,
+    /// Processors of the host for the threads that serve page faults, one thread a node in turn: 2,3; without it, any
+    #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
+    dsm_cpus: Vec<u32>,
     /// Memory of each node for pages of the others; without it, as much as they have
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     window_memory: Option<u64>,

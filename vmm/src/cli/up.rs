@@ -142,6 +142,7 @@ fn draft(args: &UpArgs, name: &str, host: HostKind, state: &Path) -> ClusterSpec
         fabric: FabricSpec::Unix,
         dsm: DsmSpec {
             busy_poll_us: args.dsm_poll_us,
+            cpus: args.dsm_cpus.clone(),
             window_memory_bytes: args.window_memory,
             async_pf: args.async_pf,
         },

@@ -85,6 +85,9 @@ impl Client {
         };
         dial(stream.as_ref(), secret, hello)
             .map_err(|source| ClientError::Handshake { address: address.clone(), source })?;
+        stream
+            .allow_slow_reader()
+            .map_err(|source| ClientError::Unreachable { address: address.clone(), source })?;
         Ok(Self { stream })
     }
 

@@ -163,6 +163,7 @@ impl Shared {
     }
 
     fn serve(&self, stream: &SharedStream) -> anyhow::Result<()> {
+        stream.allow_slow_reader()?;
         let Some(frame) = Frame::read_from(&mut Pipe(stream.clone()))? else { return Ok(()) };
         let request: Request = match frame.record(Kind::Request) {
             Ok(request) => request,

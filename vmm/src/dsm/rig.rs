@@ -105,7 +105,7 @@ impl RigNode {
             ..Config::new(me, slices)
         })?;
         let (links, exit) = (Arc::new(StreamLinks::new(nodes)), Exit::new()?);
-        dsm.start(links.clone(), &exit, Tuning { busy_poll_us })?;
+        dsm.start(links.clone(), &exit, Tuning { busy_poll_us, ..Tuning::default() })?;
         Ok(Self { me, dsm, layout, links, exit })
     }
 

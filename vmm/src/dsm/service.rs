@@ -8,7 +8,10 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use event_manager::{EventOps, EventSet, Events};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use ssi_dsm::driver::{Counters, Driver, FaultTimes, Outbox};
 use ssi_dsm::memory::{self, PAGE_SIZE, RUN_SIZE, SliceKind, SliceMemory};
 use ssi_dsm::protocol::{Config, Refusal, SliceMap};
@@ -57,6 +60,21 @@ pub enum DsmError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// A processor that the node may not use, or that there is not.
+    #[error("processor {0} for the threads of the DSM: this node may not run there")]
+    Processor(u32),
+}
+
+/// A set of one processor.
+fn processor(cpu: u32) -> Result<CpuSet, DsmError> {
+    let error = |_| DsmError::Processor(cpu);
+    let index = usize::try_from(cpu).map_err(|_| DsmError::Processor(cpu))?;
+    let mut set = CpuSet::new();
+    set.set(index).map_err(error)?;
+    match sched_getaffinity(Pid::from_raw(0)).map_err(error)?.is_set(index) {
+        Ok(true) => Ok(set),
+        _ => Err(DsmError::Processor(cpu)),
+    }
 }
 
 /// The page's only copy died with a node, or it is no page of this node's slice.
@@ -76,15 +94,17 @@ pub const PREFETCH_PAGES: u64 = ssi_dsm::protocol::RUN_PAGES as u64;
 pub const TWIN_PAGES: u64 = 1024;
 
 /// How a node's threads serve its slices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tuning {
     /// The longest time that a thread polls for a message before it sleeps, in microseconds; 0: it sleeps at once.
     pub busy_poll_us: u64,
+    /// Processors for them: the thread of slice n runs on the n-th, counted round. Empty: on any.
+    pub cpus: Vec<u32>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { busy_poll_us: BUSY_POLL_US }
+        Self { busy_poll_us: BUSY_POLL_US, cpus: Vec::new() }
     }
 }
 
@@ -242,9 +262,10 @@ impl Dsm {
     /// Starts one thread for each slice. Dropping the last reference ends them. Called once.
     ///
     /// # Errors
-    /// [`DsmError::Os`] if no thread can be had, or it is running already.
+    /// [`DsmError::Os`] if no thread can be had, or it is running already; [`DsmError::Processor`].
     pub fn start(self: &Arc<Self>, link: Arc<dyn Link>, exit: &Exit, tuning: Tuning) -> Result<(), DsmError> {
         let os = |source| DsmError::Os { what: "starting the DSM", source };
+        let sets = tuning.cpus.iter().map(|cpu| processor(*cpu)).collect::<Result<Vec<_>, _>>()?;
         let running = Running { link, exit: exit.clone(), _workers: Mutex::default() };
         self.running.set(running).map_err(|_| os(std::io::ErrorKind::AlreadyExists.into()))?;
         let mut workers = vec![];
@@ -260,8 +281,13 @@ impl Dsm {
                 reader: None,
                 poll: BusyPoll::new(tuning.busy_poll_us),
             };
-            let worker =
-                Worker::spawn(&format!("dsm-{slice}"), exit, move |stop| event_loop::run(stop, thread));
+            let set = sets.iter().cycle().nth(slice).copied();
+            let worker = Worker::spawn(&format!("dsm-{slice}"), exit, move |stop| {
+                if let Some(set) = set {
+                    sched_setaffinity(Pid::from_raw(0), &set).context("choosing a processor")?;
+                }
+                event_loop::run(stop, thread)
+            });
             workers.push(worker.map_err(os)?);
         }
         if let Some(running) = self.running.get() {

@@ -44,7 +44,7 @@ impl Cluster {
         let dsms: Vec<_> = (0..nodes).map(|me| Dsm::new(config(me, nodes)).unwrap()).collect();
         let streams: Vec<_> = (0..nodes).map(|_| Arc::new(StreamLinks::new(nodes))).collect();
         for (dsm, links) in dsms.iter().zip(&streams) {
-            dsm.start(links.clone(), &exit, Tuning { busy_poll_us }).unwrap();
+            dsm.start(links.clone(), &exit, Tuning { busy_poll_us, ..Tuning::default() }).unwrap();
         }
         for (a, b) in (0..nodes).flat_map(|b| (0..b).map(move |a| (a, b))) {
             let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -231,4 +231,43 @@ fn dsm_i4_the_end_of_a_connection_is_a_nodes_death_and_its_window_is_served_on()
     // SAFETY: as above.
     let written = unsafe { libc::write(near.as_raw_fd(), page.cast(), 8) };
     assert_eq!((written, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EFAULT)));
+}
+
+/// Processors that the thread `name` of this process may use, as the kernel writes them.
+fn processors_of(name: &str) -> Option<String> {
+    std::fs::read_dir("/proc/self/task").unwrap().flatten().find_map(|task| {
+        let comm = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        (comm.trim() == name).then(|| line.trim().to_owned())
+    })
+}
+
+#[test]
+fn threads_of_slices_run_on_their_processors_in_turn() {
+    // Seven slices, so that no other test's threads have these names.
+    const NODES: u16 = 7;
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+    let cpus: Vec<u32> = (0..1024).filter(|cpu| allowed.is_set(*cpu as usize) == Ok(true)).take(2).collect();
+    let (exit, links) = (Exit::new().unwrap(), LocalLinks::new(NODES));
+    let dsm = Dsm::new(config(0, NODES)).unwrap();
+    let tuning = Tuning { cpus: cpus.clone(), ..Tuning::default() };
+    dsm.start(links.of(NodeId(0)), &exit, tuning).unwrap();
+    for slice in [5, 6] {
+        let wanted = cpus[slice % cpus.len()].to_string();
+        // The thread chooses its processor when it begins.
+        while processors_of(&format!("dsm-{slice}")).is_none_or(|list| list != wanted) {
+            assert!(!exit.is_triggered());
+            thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_processor_that_the_node_may_not_use_is_named() {
+    let (exit, links) = (Exit::new().unwrap(), LocalLinks::new(1));
+    let dsm = Dsm::new(config(0, 1)).unwrap();
+    let tuning = Tuning { cpus: vec![1023], ..Tuning::default() };
+    let error = dsm.start(links.of(NodeId(0)), &exit, tuning).unwrap_err();
+    assert!(error.to_string().contains("processor 1023"), "{error}");
 }

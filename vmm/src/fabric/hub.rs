@@ -419,6 +419,7 @@ impl Fabric {
         let mut why = vec![0; header.len];
         read_exact(stream.as_ref(), &mut why)?;
         if header.kind == Kind::Opened && why.is_empty() {
+            stream.allow_slow_reader()?;
             return Ok(stream);
         }
         Err(FabricError::Refused(String::from_utf8_lossy(&why).into_owned()))
@@ -429,6 +430,7 @@ impl Fabric {
         let mut head = [0; HEADER_BYTES];
         read_exact(stream.as_ref(), &mut head)?;
         stream.set_read_timeout(None)?;
+        stream.allow_slow_reader()?;
         let open = Header::parse(&head, Class::Stream)?;
         let service = self.handlers.get().and_then(|handlers| handlers.streams.clone());
         let opened = match service {

@@ -49,6 +49,12 @@ pub trait ByteStream: Send + Sync + fmt::Debug {
     /// # Errors
     /// The stream's own.
     fn set_read_timeout(&self, bound: Option<Duration>) -> io::Result<()>;
+    /// The other side may stop reading for as long as it likes: a program does that with what it gets on its standard input. A
+    /// machine that goes silent is then noticed by keep-alive only, that is, when nothing is on its way.
+    ///
+    /// # Errors
+    /// The stream's own.
+    fn allow_slow_reader(&self) -> io::Result<()>;
 }
 
 /// A stream that threads share.
@@ -107,6 +113,10 @@ impl ByteStream for UnixStream {
     fn set_read_timeout(&self, bound: Option<Duration>) -> io::Result<()> {
         UnixStream::set_read_timeout(self, bound)
     }
+
+    fn allow_slow_reader(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl ByteStream for TcpStream {
@@ -140,6 +150,11 @@ impl ByteStream for TcpStream {
 
     fn set_read_timeout(&self, bound: Option<Duration>) -> io::Result<()> {
         TcpStream::set_read_timeout(self, bound)
+    }
+
+    fn allow_slow_reader(&self) -> io::Result<()> {
+        // Linux counts a closed window as silence, although the other side answers (tcp_probe_timer()).
+        set_tcp_option(self, libc::TCP_USER_TIMEOUT, 0)
     }
 }
 
@@ -347,4 +362,30 @@ pub fn wait_readable(fd: RawFd, stop: &Stop) -> io::Result<()> {
     let mut fds = [PollFd::new(socket, PollFlags::POLLIN), PollFd::new(event, PollFlags::POLLIN)];
     uninterrupted(|| Ok(poll(&mut fds, PollTimeout::NONE)?))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user_timeout(socket: &TcpStream) -> libc::c_int {
+        let (mut value, mut size) = (-1, size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the descriptor is open; `value` has room for `size` bytes.
+        let done = unsafe {
+            let at = (&raw mut value).cast();
+            libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, at, &raw mut size)
+        };
+        assert_eq!(done, 0);
+        value
+    }
+
+    #[test]
+    fn a_reader_may_be_slow_only_where_that_is_said() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        tune(&socket).unwrap();
+        assert_eq!(user_timeout(&socket), 15_000);
+        socket.allow_slow_reader().unwrap();
+        assert_eq!(user_timeout(&socket), 0);
+    }
 }

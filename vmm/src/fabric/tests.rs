@@ -280,6 +280,10 @@ fn with_raw_peer() -> (Arc<Fabric>, Vec<SharedStream>, Receiver<Death>, tempfile
         .map(|class| {
             let stream = connect(&fabric.listening().unwrap()).unwrap();
             dial(stream.as_ref(), &secret(), hello(*class, Peer::Node(1), Peer::Node(0))).unwrap();
+            // The dialler knows first.
+            while fabric.link(Peer::Node(1), *class).is_none() {
+                std::thread::yield_now();
+            }
             stream
         })
         .collect();

@@ -119,11 +119,12 @@ impl Machine<'_> {
     }
 
     /// Without `tsc_early_khz` one boot in four ends with a frequency of 0; `reboot=t` (a triple fault) is the way to end a
-    /// machine that has neither ACPI nor a keyboard controller. A word that the kernel does not know becomes an argument of
+    /// machine that has neither ACPI nor a keyboard controller. `exit_after_irq` keeps QEMU from delivering a guest's interrupt
+    /// twice (`docs/lab.md`). A word that the kernel does not know becomes an argument of
     /// PID 1; there can be no `--`, because QEMU appends the places of its virtio devices.
     fn kernel_command_line(&self) -> String {
         format!(
-            "console=ttyS0 quiet tsc_early_khz={} tsc=reliable reboot=t panic=-1 random.trust_cpu=on rdinit=/init lab-init",
+            "console=ttyS0 quiet tsc_early_khz={} tsc=reliable reboot=t panic=-1 random.trust_cpu=on kvm_amd.exit_after_irq=1 rdinit=/init lab-init",
             self.tsc_khz
         )
     }
@@ -181,6 +182,7 @@ mod tests {
             "-accel tcg,thread=multi",
             "-cpu max,-la57,-xsave,-avx,-xsaveopt,-mpx,-pku,-erms",
             "tsc_early_khz=2445000 tsc=reliable reboot=t",
+            "kvm_amd.exit_after_irq=1",
             "-nodefaults -no-user-config -no-reboot",
         ] {
             assert!(text.contains(flag), "{flag} is not in {text}");

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use libc::CPU_SETSIZE;
 use serde::{Deserialize, Serialize};
 use ssi_proto::device::{MAX_CELLS, PAGE_SIZE, SLICE_ALIGN};
 
@@ -79,11 +80,13 @@ pub struct ClusterSpec {
 }
 
 /// How the nodes of a cluster keep their memory coherent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DsmSpec {
     /// The longest time that a thread polls for a message before it sleeps, in microseconds, at most 10,000; 0: it sleeps at once.
     pub busy_poll_us: u64,
+    /// Processors of the host for the threads that serve the faults of a node: that of slice n runs on the n-th, counted round. Empty: on any.
+    pub cpus: Vec<u32>,
     /// Memory of a node for pages of the others, in bytes, divided evenly among its windows; `None`: no bound.
     pub window_memory_bytes: Option<u64>,
     /// Have cells KVM's asynchronous page faults? They take pages for writing that are only read.
@@ -92,7 +95,7 @@ pub struct DsmSpec {
 
 impl Default for DsmSpec {
     fn default() -> Self {
-        Self { busy_poll_us: BUSY_POLL_US, window_memory_bytes: None, async_pf: false }
+        Self { busy_poll_us: BUSY_POLL_US, cpus: Vec::new(), window_memory_bytes: None, async_pf: false }
     }
 }
 
@@ -301,6 +304,11 @@ impl ClusterSpec {
             return refuse(format!(
                 "{} us of polling: a thread of the DSM polls for at most {BUSY_POLL_MAX_US} us",
                 self.dsm.busy_poll_us
+            ));
+        }
+        if let Some(cpu) = self.dsm.cpus.iter().find(|cpu| **cpu >= CPU_SETSIZE as u32) {
+            return refuse(format!(
+                "processor {cpu} for threads of the DSM: there are at most {CPU_SETSIZE}"
             ));
         }
         if let Some(bytes) = self.dsm.window_memory_bytes

@@ -90,6 +90,15 @@ fn polling_longer_than_a_hold_is_refused() {
 }
 
 #[test]
+fn a_processor_that_no_host_has_is_refused() {
+    let mut spec = spec();
+    spec.dsm.cpus = vec![0, 1023];
+    spec.check().unwrap();
+    spec.dsm.cpus.push(1024);
+    assert!(spec.check().unwrap_err().0.contains("processor 1024"));
+}
+
+#[test]
 fn window_memory_is_divided_among_the_windows_and_too_little_is_refused() {
     let mut spec = spec();
     assert_eq!(spec.window_pages(), u64::MAX);

@@ -94,7 +94,7 @@ impl MachineCell {
         memory.dsm().start(
             Arc::new(FabricLink::new(fabric)),
             exit,
-            Tuning { busy_poll_us: spec.dsm.busy_poll_us },
+            Tuning { busy_poll_us: spec.dsm.busy_poll_us, cpus: spec.dsm.cpus.clone() },
         )?;
         let (fetch, fetch_worker) = Fetch::start(fabric, spec.nodes, memory.clone(), exit)?;
         let config = SsiConfig {
