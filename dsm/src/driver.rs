@@ -3,7 +3,7 @@
 //! A [`Driver`] serves one slice, its own or a window. It is called with one event at a time (its owner locks it) and
 //! hands what it has to say to an [`Outbox`], in order. Calls for different slices never wait for each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::delta::{self, Deltas};
 use crate::protocol::{Action, Config, Input, Message, Node, Refusal, run_pages};
@@ -119,6 +119,9 @@ pub trait Outbox {
     /// The answer to [`Driver::fetch`]: the page's current bytes, or `None` if the page is lost.
     fn fetched(&mut self, token: u64, page: PageNo, bytes: Option<&[u8; PAGE_BYTES]>);
 
+    /// A page of this node's own slice is lost: [`Driver::lost_pages`] has it from now on.
+    fn lost(&mut self, _page: PageNo) {}
+
     /// A peer has said what no honest node says ([`Refusal::is_violation`]): its link has to be closed.
     fn violation(&mut self, from: NodeId, why: Refusal) {
         log::error!("{from} has broken the DSM protocol: {why:?}");
@@ -146,7 +149,7 @@ pub struct Counters {
     pub malformed_count: u64,
     /// Messages that did not fit the state, by reason.
     pub refused_count: BTreeMap<Refusal, u64>,
-    /// Pages lost with a node.
+    /// Pages lost with a node: of the own slice when that node died, of a window when an access met them.
     pub lost_pages_count: u64,
     /// Pages that came as part of a run.
     pub run_pages_count: u64,
@@ -235,6 +238,8 @@ pub struct Driver<M> {
     counters: Counters,
     /// Pages of the slice that accesses of the cell wait for, and since when, in microseconds.
     awaited: BTreeMap<usize, u64>,
+    /// Pages of the own slice that are lost; they stay so.
+    lost: BTreeSet<PageNo>,
 }
 
 impl<M: Memory> Driver<M> {
@@ -256,6 +261,7 @@ impl<M: Memory> Driver<M> {
             frame: vec![],
             counters: Counters::default(),
             awaited: BTreeMap::new(),
+            lost: BTreeSet::new(),
         }
     }
 
@@ -277,6 +283,11 @@ impl<M: Memory> Driver<M> {
     /// Pages that an access of the cell waits for: something is under way to them.
     pub fn awaited_pages(&self) -> usize {
         self.awaited.len()
+    }
+
+    /// Pages of the own slice whose only copy died, from `page` on, in order.
+    pub fn lost_pages(&self, page: PageNo) -> impl Iterator<Item = PageNo> {
+        self.lost.range(page..).copied()
     }
 
     /// Pages of the window that take memory here.
@@ -405,6 +416,18 @@ impl<M: Memory> Driver<M> {
         self.step(Input::Release { page }, now_us, out)
     }
 
+    /// The cell has taken a page of its own slice, which is lost, out of use: it may touch it from now on, and finds zeros. To
+    /// other nodes it stays lost. A page that is not lost is left as it is.
+    ///
+    /// # Errors
+    /// See [`Driver::fault`].
+    pub fn bury(&mut self, page: PageNo, now_us: u64, out: &mut impl Outbox) -> Result<(), M::Error> {
+        if !self.lost.contains(&page) {
+            return Ok(());
+        }
+        self.step(Input::Bury { page }, now_us, out)
+    }
+
     /// Asks for the current bytes of a page of the own slice, wherever they are: [`Outbox::fetched`] gets them, now or
     /// in a later call, with `token`.
     ///
@@ -519,11 +542,18 @@ impl<M: Memory> Driver<M> {
                 }
             }
             Action::Poison(page) => {
-                log::error!("{page} is lost: the only copy died with its node");
-                self.counters.lost_pages_count += 1;
+                if self.slice != self.node.config().me {
+                    log::error!("{page} is lost: the only copy died with its node");
+                    self.counters.lost_pages_count += 1;
+                }
                 self.deltas.forget(self.place(page));
                 self.awaited.remove(&self.place(page));
                 self.memory.poison(self.place(page))?;
+            }
+            Action::Lost(page) => {
+                self.counters.lost_pages_count += 1;
+                self.lost.insert(page);
+                out.lost(page);
             }
             Action::Fetched { page, token, lost } => {
                 let mut bytes = [0; PAGE_BYTES];

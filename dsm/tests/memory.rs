@@ -158,6 +158,28 @@ fn dsm_i4_a_poisoned_page_wakes_its_waiters_and_unwatched_neighbours_are_untouch
     memory.install(0, Access::Write).unwrap();
     access(&memory, 0, Some(1)).join().unwrap();
     memory.poison(0).unwrap();
+    assert_is_poisoned(&memory);
+}
+
+#[test]
+fn dsm_i4_a_page_that_was_there_to_read_and_was_taken_away_can_be_poisoned() {
+    for kind in [SliceKind::Window, SliceKind::Own] {
+        let memory = slice(kind);
+        memory.install(0, Access::Read).unwrap();
+        access(&memory, 0, None).join().unwrap();
+        memory.protect(0).unwrap();
+        memory.zap(0).unwrap();
+        memory.poison(0).unwrap();
+        assert_is_poisoned(&memory);
+        // And again, and a page once more.
+        memory.poison(0).unwrap();
+        memory.zap(0).unwrap();
+        memory.install(0, Access::Write).unwrap();
+        assert_eq!(access(&memory, 0, Some(3)).join().unwrap(), 3);
+    }
+}
+
+fn assert_is_poisoned(memory: &SliceMemory) {
     // What an access meets now is a SIGBUS; the kernel says so to a system call as EFAULT.
     let mut pipe = [0; 2];
     // SAFETY: `pipe` has room for two descriptors.

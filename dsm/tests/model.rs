@@ -254,7 +254,7 @@ impl World {
                     *self.frame(node, page) = Frame { rights: None, poisoned: true, value: 0 };
                     self.wake(node, page);
                 }
-                Action::Fetched { .. } | Action::Twin { .. } => {}
+                Action::Fetched { .. } | Action::Twin { .. } | Action::Lost(_) => {}
                 Action::Refuse(Refusal::Late) => self.late = true,
                 Action::Refuse(_) => self.refused = true,
             }

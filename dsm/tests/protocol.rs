@@ -282,7 +282,7 @@ mod three_hops {
         assert_eq!(from(&mut asker, HOME, ask(1, true)), [send(HOME, evict(1)), send(HOME, write(2, 0))]);
         let late = data(Access::Write, 1, version(B, 1), 0);
         assert_eq!(from(&mut asker, B, late), refuse(Refusal::Late), "the home has given the page up");
-        assert_eq!(from(&mut home, A, evict(1)), []);
+        assert_eq!(from(&mut home, A, evict(1)), [Action::Lost(PAGE)]);
         assert_eq!(from(&mut home, A, write(2, 0)), [send(A, lost(2))]);
         assert_eq!(from(&mut asker, HOME, lost(2)), [Action::Poison(PAGE)]);
     }
@@ -313,7 +313,7 @@ mod three_hops {
         from(&mut home, B, passed(1));
         from(&mut home, C, write(1, 0));
         assert_eq!(died(&mut home, B), [send(A, ask(1, false))]);
-        assert_eq!(from(&mut home, A, evict(1)), [send(C, lost(1))]);
+        assert_eq!(from(&mut home, A, evict(1)), [Action::Lost(PAGE), send(C, lost(1))]);
         let mut owned = owned_by_b();
         assert_eq!(
             from(&mut owned, B, evict(1)),
@@ -328,7 +328,7 @@ mod three_hops {
         from(&mut home, A, write(1, 0));
         died(&mut home, A);
         assert_eq!(from(&mut home, C, read(1, 0)), []);
-        assert_eq!(from(&mut home, B, passed(1)), [send(C, lost(1))]);
+        assert_eq!(from(&mut home, B, passed(1)), [Action::Lost(PAGE), send(C, lost(1))]);
         let mut home = owned_by_b();
         from(&mut home, A, write(1, 0));
         died(&mut home, A);
@@ -805,7 +805,7 @@ fn dsm_i4_a_page_whose_only_copy_died_is_lost_for_all() {
     let mut home = owned_by_b();
     fault(&mut home, Access::Read);
     from(&mut home, A, read(1, 0));
-    assert_eq!(died(&mut home, B), [Action::Poison(PAGE), send(A, lost(1))]);
+    assert_eq!(died(&mut home, B), [Action::Lost(PAGE), Action::Poison(PAGE), send(A, lost(1))]);
     assert_eq!(from(&mut home, C, read(1, 0)), [send(C, lost(1))]);
     let fetched = home.step(Input::Fetch { page: PAGE, token: 8 }, 0);
     assert_eq!(fetched, [Action::Fetched { page: PAGE, token: 8, lost: true }]);
@@ -813,6 +813,31 @@ fn dsm_i4_a_page_whose_only_copy_died_is_lost_for_all() {
     fault(&mut asker, Access::Read);
     assert_eq!(from(&mut asker, HOME, lost(1)), [Action::Poison(PAGE)]);
     assert_eq!(fault(&mut asker, Access::Read), [Action::Poison(PAGE)]);
+}
+
+#[test]
+fn dsm_i4_a_lost_page_that_its_cell_has_buried_is_zeros_to_it_and_lost_to_others() {
+    let mut home = owned_by_b();
+    let bury = Input::Bury { page: PAGE };
+    assert_eq!(home.step(bury, 0), refuse(Refusal::Late), "it is not lost");
+    assert_eq!(died(&mut home, B), [Action::Lost(PAGE)]);
+    assert_eq!(fault(&mut home, Access::Read), [Action::Poison(PAGE)]);
+    let buried = [Action::Zap(PAGE), Action::Discard(PAGE), install(Access::Write)];
+    assert_eq!(home.step(bury, 0), buried);
+    assert_eq!(fault(&mut home, Access::Write), [install(Access::Write)]);
+    assert_eq!(from(&mut home, C, read(1, 0)), [send(C, lost(1))]);
+    let fetched = home.step(Input::Fetch { page: PAGE, token: 8 }, 0);
+    assert_eq!(
+        fetched,
+        [Action::Fetched { page: PAGE, token: 8, lost: false }],
+        "it is its cell's own again"
+    );
+    assert_eq!(home.step(bury, 0), refuse(Refusal::Late), "once");
+    assert_eq!(
+        home.step(Input::Bury { page: PageNo(6) }, 0),
+        refuse(Refusal::Late),
+        "nor one that nobody had"
+    );
 }
 
 #[test]

@@ -22,6 +22,7 @@
 #include <linux/workqueue.h>
 
 #include "device.h"
+#include "lost.h"
 #include "rpc.h"
 
 #define RX_ORDER	get_order(SSI_MSG_MAX)
@@ -87,6 +88,26 @@ u64 ssi_dev_generation(void)
 	struct ssi_device *dev = smp_load_acquire(&ssi_device);
 
 	return dev ? READ_ONCE(dev->generation) : 0;
+}
+
+u64 ssi_dev_lost(void)
+{
+	struct ssi_device *dev = smp_load_acquire(&ssi_device);
+	u64 lost = 0;
+
+	if (dev && virtio_has_feature(dev->vdev, SSI_F_LOST))
+		virtio_cread_le(dev->vdev, struct ssi_config, lost, &lost);
+	return lost;
+}
+
+void ssi_dev_bury(unsigned long pfn)
+{
+	struct ssi_device *dev = smp_load_acquire(&ssi_device);
+	u64 slice = ssi_geometry.slice0_base + ssi_this_cell() * ssi_geometry.slice_stride;
+	__le32 index = cpu_to_le32(pfn - PHYS_PFN(slice));
+
+	/* virtio_cwrite() may be called where it may sleep only; it would do just this. */
+	dev->vdev->config->set(dev->vdev, offsetof(struct ssi_config, bury), &index, sizeof(index));
 }
 
 /* ---- tx ---- */
@@ -459,8 +480,11 @@ static void alive_changed(struct work_struct *work)
 	WRITE_ONCE(dev->generation, generation);
 	if (alive != before)
 		pr_info("cells alive: %#llx (generation %llu)\n", alive, generation);
+	/* First what is lost, so that no such frame is freed; then whoever waits for the dead goes on, and lets go of its folios. */
+	ssi_lost_learn();
 	if (before & ~alive)
 		ssi_rpc_cells_died(before & ~alive);
+	ssi_lost_settle();
 }
 
 /* Interrupt: the configuration changed. */
@@ -595,7 +619,11 @@ static const struct virtio_device_id ssi_ids[] = {
 	{ 0 },
 };
 
+static const unsigned int features[] = { SSI_F_LOST };
+
 static struct virtio_driver ssi_driver = {
+	.feature_table = features,
+	.feature_table_size = ARRAY_SIZE(features),
 	.driver = {
 		.name = "ssi",
 		.suppress_bind_attrs = true,

@@ -30,8 +30,12 @@ struct ssi_config {
 	__le64 alive;		/* bit n: cell n is reachable */
 	__le64 generation;	/* of alive */
 	__le64 epoch_ns;	/* CLOCK_REALTIME at which CLOCK_MONOTONIC is 0 */
+	__le64 lost;		/* pages of the own slice that are lost */
+	__le32 bury;		/* write only: such a page, by its place in the slice, is out of use */
 };
-static_assert(sizeof(struct ssi_config) == 0x40);
+static_assert(offsetof(struct ssi_config, bury) == 0x48);
+
+#define SSI_F_LOST		0	/* feature: page faults with SSI_PF_LOST are understood */
 
 enum {
 	SSI_QUEUE_TX,
@@ -76,10 +80,22 @@ struct ssi_page_entry {
 
 #define SSI_PAGE_REQUEST_MAX	256	/* entries */
 
+/* What LOST writes into its page. */
+#define SSI_LOST_RUNS_MAX	255
+struct ssi_lost_list {
+	__le32 count;		/* SSI_LOST_RUNS_MAX: there may be more */
+	__le32 reserved[3];
+	struct {
+		__le64 start, end;	/* guest-physical */
+	} runs[SSI_LOST_RUNS_MAX];
+};
+static_assert(sizeof(struct ssi_lost_list) == 4096);
+
 enum {
 	SSI_PAGE_FETCH = 1,
 	SSI_PAGE_PREFETCH = 2,
 	SSI_PAGE_RELEASE = 3,
+	SSI_PAGE_LOST = 4,
 };
 
 enum {
@@ -133,6 +149,9 @@ int ssi_dev_send(const struct ssi_tx *tx);
 int ssi_dev_page_request(u32 op, u32 cell, const u64 *remote, struct page **pages, u32 count);
 
 u64 ssi_dev_alive(void);		/* bit per cell */
+u64 ssi_dev_lost(void);			/* pages of the own slice that are lost, so far */
+/* The lost frame @pfn of the own slice may be touched from now on, by this cell. Anywhere. */
+void ssi_dev_bury(unsigned long pfn);
 u64 ssi_dev_generation(void);
 
 /* Counters of the driver, for /proc/ssi/rpc. */

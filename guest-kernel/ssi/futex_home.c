@@ -23,6 +23,7 @@
 #include <linux/sched/wake_q.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
+#include <linux/uaccess.h>
 #include <linux/workqueue.h>
 
 #include "../kernel/futex/futex.h"
@@ -119,12 +120,15 @@ static bool word_get(struct word *w, struct ssi_region *region, const struct ssi
 static int word_is(struct word *w, u32 val)
 {
 	struct page *page = ssi_region_lent_page(w->region, w->index, w->cell);
+	u32 now;
 
 	if (page)
 		put_page(page);
 	if (page != w->page)
 		return -ENXIO;
-	return READ_ONCE(*w->at) == val ? 0 : -EAGAIN;
+	if (PageHWPoison(w->page) || get_kernel_nofault(now, w->at))
+		return -EFAULT;		/* it died with another cell */
+	return now == val ? 0 : -EAGAIN;
 }
 
 /* ---- proxies ---- */

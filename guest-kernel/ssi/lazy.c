@@ -354,6 +354,19 @@ int __ssi_mm_settle(struct mm_struct *mm, unsigned long start, unsigned long end
 	return err;
 }
 
+int __ssi_mm_fork(struct mm_struct *mm, struct mm_struct *oldmm)
+{
+	struct ssi_lazy *lazy = get_lazy(oldmm);
+	bool thp_disabled = lazy ? lazy->thp_disabled : test_bit(MMF_DISABLE_THP, &oldmm->flags);
+
+	if (lazy)
+		put_lazy(lazy);
+	clear_bit(MMF_SSI, &mm->flags);
+	if (!thp_disabled)
+		clear_bit(MMF_DISABLE_THP, &mm->flags);
+	return ssi_mm_settle(oldmm, 0, TASK_SIZE);
+}
+
 /* Before [start, end) is unmapped: what lies whole in it is not brought any more. Under mmap_lock. */
 void __ssi_mm_drop(struct mm_struct *mm, unsigned long start, unsigned long end)
 {

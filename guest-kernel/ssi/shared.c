@@ -27,6 +27,7 @@
 #include <linux/swap.h>
 
 #include "../mm/internal.h"	/* folio_isolate_lru() */
+#include "lost.h"
 #include "shared_wire.h"
 #include "slices.h"
 
@@ -141,7 +142,7 @@ static struct folio *slice_folio(struct folio *src, unsigned long private)
 
 	do {
 		folio = folio_alloc(GFP_HIGHUSER_MOVABLE | __GFP_NORETRY, folio_order(src));
-		if (!folio || ssi_slice_own(page_to_phys(&folio->page)))
+		if (!folio || (ssi_slice_own(page_to_phys(&folio->page)) && !ssi_lost_renewed(&folio->page)))
 			break;
 		refused[n++] = folio;
 		folio = NULL;
@@ -270,9 +271,11 @@ int ssi_region_lend(struct ssi_region *region, pgoff_t index, u32 cell, bool cre
 		*phys = page_to_phys(page);
 		if (folio->mapping != region->inode->i_mapping) {
 			err = -EAGAIN;
+		} else if (PageHWPoison(page)) {
+			err = -EHWPOISON;
 		} else if (beyond_end(region->inode, index)) {
 			err = -EFAULT;
-		} else if (!ssi_slice_own(*phys)) {
+		} else if (!ssi_slice_own(*phys) || ssi_lost_renewed(page)) {
 			folio_unlock(folio);
 			if (!create) {
 				folio_put(folio);
@@ -291,6 +294,23 @@ int ssi_region_lend(struct ssi_region *region, pgoff_t index, u32 cell, bool cre
 		folio_put(folio);
 	} while (err == -EAGAIN && create && ++tries < 100);
 	return err;
+}
+
+bool ssi_region_lends(struct page *page)
+{
+	struct address_space *mapping = READ_ONCE(page->mapping);
+	struct ssi_region *region = mapping ? ssi_region_of(mapping) : NULL;
+	struct ssi_lent *lent;
+	bool lends;
+
+	if (!region)
+		return false;
+	xa_lock(&region->lent);
+	lent = xa_load(&region->lent, page->index);
+	lends = lent && lent->page == page;
+	xa_unlock(&region->lent);
+	ssi_region_put(region);
+	return lends;
 }
 
 /* Does not sleep. */
@@ -321,13 +341,15 @@ static void drop_lent(struct ssi_region *region, struct ssi_lent *lent, bool loc
 			atomic64_dec(&lent_now[cell]);
 			atomic64_inc(&ssi_shared_stats.returned);
 		}
-	if (lent->writers && region->kind == SSI_SHM_KIND_FILE) {
+	if (lent->writers && region->kind == SSI_SHM_KIND_FILE && !ssi_lost_frame(lent->page)) {
 		if (locked)
 			set_page_dirty(lent->page);
 		else
 			set_page_dirty_lock(lent->page);
 	}
-	put_page(lent->page);
+	/* The reference of a frame that is lost stays: it is not free until it is known as broken (lost.c), nor afterwards. */
+	if (!ssi_lost_keep(lent->page))
+		put_page(lent->page);
 	kfree(lent);
 }
 
@@ -385,6 +407,9 @@ static void end_file(struct work_struct *work)
 {
 	struct ssi_region *region = container_of(work, struct ssi_region, end);
 
+	/* What died with the last cell that used it is not to be written. */
+	ssi_lost_learn();
+	ssi_lost_settle();
 	filemap_write_and_wait(region->inode->i_mapping);
 	ssi_shared_announce(region, true, NULL);
 	free_region(region);
@@ -615,8 +640,10 @@ static ssize_t zap_cell(struct ssi_region *region, u32 cell, pgoff_t first, pgof
 
 	/* A frame must not be freed while somebody can write to it: there is no going on without an answer, or its death. */
 	while ((n = ssi_call(cell, OP_SHM_ZAP, &range, sizeof(range), b->pinned, sizeof(b->pinned), MAX_SCHEDULE_TIMEOUT)) < 0) {
-		if (n == -EHOSTUNREACH || n == -ENODEV)
+		if (n == -EHOSTUNREACH || n == -ENODEV) {
+			ssi_lost_learn();
 			return 0;
+		}
 		pr_warn_ratelimited("cell %u does not unmap pages of region %llx: error %zd\n", cell, region->id, n);
 		schedule_timeout_uninterruptible(HZ / 10);
 	}

@@ -20,6 +20,7 @@
 #include <linux/slab.h>
 #include <linux/ssi_shared.h>
 
+#include "lost.h"
 #include "move.h"
 #include "proc.h"
 #include "shared_wire.h"
@@ -477,6 +478,7 @@ static int shared_show(struct seq_file *m, void *v)
 	seq_printf(m, "zaps_count %lld\nzapped_pages %lld\npinned_now_pages %lld\nmoved_frames_count %lld\nrefused_count %lld\n",
 		   atomic64_read(&s->zaps), atomic64_read(&s->zapped_pages), atomic64_read(&s->pinned),
 		   atomic64_read(&s->moved_frames), atomic64_read(&s->refused));
+	ssi_lost_show(m);
 	seq_printf(m, "objects_now %lld\nremote_faults_count %lld\nborrowed_now_pages %lld\n", atomic64_read(&s->objects),
 		   atomic64_read(&s->faults), atomic64_read(&s->borrowed));
 	return 0;

@@ -24,6 +24,7 @@
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
+#include "lost.h"
 #include "shared_wire.h"
 #include "slices.h"
 
@@ -146,6 +147,8 @@ static struct page *locked_page(struct ssi_object *object, pgoff_t index, bool w
 				return ERR_PTR(err);
 			continue;
 		}
+		if (PageHWPoison(page))
+			return ERR_PTR(-EHWPOISON);
 		get_page(page);
 		lock_page(page);
 		if (xa_load(&object->pages, index) == page)
@@ -163,7 +166,8 @@ vm_fault_t ssi_object_fault(struct ssi_object *object, struct vm_fault *vmf)
 		return VM_FAULT_RETRY;
 	page = locked_page(object, vmf->pgoff, vmf->vma->vm_flags & VM_SHARED);
 	if (IS_ERR(page))
-		return PTR_ERR(page) == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
+		return PTR_ERR(page) == -ENOMEM ? VM_FAULT_OOM :
+		       PTR_ERR(page) == -EHWPOISON ? VM_FAULT_HWPOISON : VM_FAULT_SIGBUS;
 	vmf->page = page;
 	return VM_FAULT_LOCKED;
 }
@@ -293,6 +297,52 @@ static unsigned int report(struct ssi_object *object, struct page **pages, unsig
 	return pinned;
 }
 
+/* Frames that this cell is about to give back to @home. */
+struct giving {
+	u32 home;
+	unsigned int n;
+	u64 frames[SSI_PAGE_REQUEST_MAX];
+};
+
+static void give_now(struct giving *giving)
+{
+	/* A hint. */
+	if (giving->n)
+		ssi_dev_page_request(SSI_PAGE_RELEASE, giving->home, giving->frames, NULL, giving->n);
+	giving->n = 0;
+}
+
+/*
+ * The node's copy goes home too: when this cell dies, it shall take nothing along that it does not use any more. Without memory
+ * it stays here until somebody wants it.
+ */
+static void give(struct giving *giving, struct page *page)
+{
+	if (!giving || is_pinned(page))
+		return;
+	giving->frames[giving->n++] = page_to_phys(page);
+	if (giving->n == SSI_PAGE_REQUEST_MAX)
+		give_now(giving);
+}
+
+static struct giving *giving_to(u32 home)
+{
+	struct giving *giving = kmalloc(sizeof(*giving), GFP_KERNEL);
+
+	if (giving) {
+		giving->home = home;
+		giving->n = 0;
+	}
+	return giving;
+}
+
+static void given(struct giving *giving)
+{
+	if (giving)
+		give_now(giving);
+	kfree(giving);
+}
+
 /* Takes what was lent of [@first, @last] out of @pages: at most @max. */
 static unsigned int take(struct ssi_object *object, pgoff_t first, pgoff_t last, struct page **pages, unsigned int max)
 {
@@ -328,6 +378,7 @@ void ssi_object_set_local(struct ssi_object *object, struct inode *local)
 static unsigned int zap(struct ssi_object *object, pgoff_t first, u64 count, bool even_cows, struct page **pages, __le64 *frames)
 {
 	pgoff_t last = count ? first + count - 1 : ULONG_MAX;
+	struct giving *giving;
 	struct inode *local;
 	struct asking *ask;
 	unsigned int n;
@@ -350,6 +401,10 @@ static unsigned int zap(struct ssi_object *object, pgoff_t first, u64 count, boo
 		unmap_both(object, local, first, last, even_cows);
 	if (local)
 		iput(local);
+	giving = n ? giving_to(object->home) : NULL;
+	for (unsigned int i = 0; i < n; i++)
+		give(giving, pages[i]);
+	given(giving);
 	return report(object, pages, n, frames);
 }
 
@@ -397,11 +452,16 @@ static ssize_t handle_zap(struct ssi_request *req)
 static void free_object(struct ssi_object *object)
 {
 	struct ssi_shm_id op = { .id = cpu_to_le64(object->id), .count = cpu_to_le32(1) };
+	struct giving *giving = xa_empty(&object->pages) ? NULL : giving_to(object->home);
 	struct page *page;
 	unsigned long index;
 
-	xa_for_each(&object->pages, index, page)
+	xa_for_each(&object->pages, index, page) {
 		atomic64_dec(&ssi_shared_stats.borrowed);
+		give(giving, page);
+		cond_resched();
+	}
+	given(giving);
 	xa_destroy(&object->pages);
 	ssi_post(object->home, OP_SHM_RELEASE, &op, sizeof(op));	/* fails if the home died: then nothing is to be released */
 	kfree(object);
@@ -606,6 +666,46 @@ struct file *ssi_object_file(struct inode *inode, unsigned int flags)
 	if (!IS_ERR(file))
 		file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
 	return file;
+}
+
+/* Its place in @object, if it is a page of it. */
+static bool find_page(struct ssi_object *object, struct page *page, unsigned long *index)
+{
+	struct page *at;
+
+	xa_for_each(&object->pages, *index, at)
+		if (at == page)
+			return true;
+	return false;
+}
+
+bool ssi_object_lost(struct page *page, u32 home)
+{
+	struct inode *inode = NULL, *local = NULL;
+	struct ssi_object *object;
+	unsigned long index;
+
+	mutex_lock(&objects_lock);
+	list_for_each_entry(object, &objects, list) {
+		if (object->home != home || !find_page(object, page, &index))
+			continue;
+		inode = igrab(object->inode);
+		break;
+	}
+	mutex_unlock(&objects_lock);
+	if (!inode)
+		return false;
+	mutex_lock(&object->lock);
+	local = object->local ? igrab(object->local) : NULL;
+	mutex_unlock(&object->lock);
+	/* Faults that had found it before it was marked hold its lock until it is mapped. */
+	lock_page(page);
+	unlock_page(page);
+	unmap_both(object, local, index, index, false);
+	if (local)
+		iput(local);
+	iput(inode);
+	return true;
 }
 
 /* What the home had of pages is lost; who touches one gets SIGBUS. */

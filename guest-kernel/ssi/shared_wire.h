@@ -118,6 +118,7 @@ bool ssi_region_claimed(struct ssi_region *region, u32 cell);
 /* The frame of page @index, now lent to @cell; with @create false only if that needs no waiting. 0 or -errno. */
 int ssi_region_lend(struct ssi_region *region, pgoff_t index, u32 cell, bool create, bool write, u64 *phys);
 struct page *ssi_region_lent_page(struct ssi_region *region, pgoff_t index, u32 cell);	/* with a reference; NULL: not lent to it */
+bool ssi_region_lends(struct page *page);			/* is this page, of a file's cache, lent to anybody? */
 void ssi_region_return_all(struct ssi_region *region, u32 cell);
 void ssi_region_claim(struct ssi_region *region, u32 cell);
 /* @count uses of @cell end; the last one returns all that was lent to it. */

@@ -7,9 +7,19 @@
 #include <signal.h>
 
 static sigjmp_buf back;
+/* What the signal said, if on_fault_info() took it. */
+static siginfo_t fault_info;
 
 static inline void on_fault(int signal)
 {
+	siglongjmp(back, signal);
+}
+
+/* The same, for SA_SIGINFO. */
+static inline void on_fault_info(int signal, siginfo_t *info, void *context)
+{
+	(void)context;
+	fault_info = *info;
 	siglongjmp(back, signal);
 }
 
@@ -20,6 +30,16 @@ static inline int read_raises(volatile char *at)
 
 	if (!signal)
 		(void)*at;
+	return signal;
+}
+
+/* The same of writing one. */
+static inline int write_raises(volatile char *at)
+{
+	int signal = sigsetjmp(back, 1);
+
+	if (!signal)
+		*at = 1;
 	return signal;
 }
 

@@ -164,6 +164,18 @@ impl Cluster<'_> {
         self.run("exec", &args)
     }
 
+    /// Runs the guest test program `program` in cell `cell`; its standard output. It has to succeed, and to say PASS on a line.
+    ///
+    /// # Errors
+    /// If it fails or does not say so; what it said is in the error.
+    pub fn passes(&self, cell: u32, program: &str, arguments: &[&str]) -> Result<String> {
+        let path = format!("/usr/lib/ssi/tests/{program}");
+        let report = self.exec(cell, &[&[path.as_str()], arguments].concat())?;
+        let passed = report.lines().any(|line| line == "PASS");
+        ensure!(passed, "{program} {} in cell {cell}: {report}", arguments.join(" "));
+        Ok(report)
+    }
+
     /// Runs a program that may fail.
     ///
     /// # Errors

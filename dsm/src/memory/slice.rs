@@ -206,6 +206,8 @@ impl SliceMemory {
             if self.uffd.poison(address)? {
                 return Ok(());
             }
+            // Or that it was protected stands where it was mapped, and survives the advice.
+            self.uffd.write_protect(address, PAGE_SIZE, false)?;
         }
     }
 

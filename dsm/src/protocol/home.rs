@@ -35,6 +35,8 @@ enum State {
     Remote(NodeId, Given),
     /// The only copy died.
     Lost,
+    /// The same, and the home's cell uses the page for nothing any more ([`super::Input::Bury`]).
+    Buried,
 }
 
 /// A copy that another node was given.
@@ -118,7 +120,7 @@ impl Entry {
             None => match &self.state {
                 State::Remote(node, _) => *node == from,
                 State::Shared(sharers) => access == Access::Read && sharers.contains_key(&from),
-                State::Home | State::Lost => false,
+                State::Home | State::Lost | State::Buried => false,
             },
         };
         asks || served
@@ -144,6 +146,12 @@ impl Entry {
         if self.pace.is_contended() && version != 0 {
             step.actions.push(Action::Twin { page, version });
         }
+    }
+
+    /// The only copy died.
+    fn is_lost(&mut self, page: PageNo, step: &mut Step) {
+        self.state = State::Lost;
+        step.actions.push(Action::Lost(page));
     }
 
     /// The home's cell loses the page, if it has it.
@@ -198,6 +206,17 @@ impl Node {
         };
         entry.queue.push_back(Request { by: By::Fetch(token), access: Access::Read });
         self.pump(page, step);
+    }
+
+    /// The home's cell has no use for what was in a lost page. Its access that waits, if one does, waits no more.
+    pub(super) fn bury(&mut self, page: PageNo, step: &mut Step) {
+        let Some(entry) = self.directory.get_mut(&page).filter(|entry| entry.state == State::Lost) else {
+            return step.refuse(Refusal::Late);
+        };
+        entry.state = State::Buried;
+        entry.mapped = true;
+        step.actions.extend([Action::Zap(page), Action::Discard(page)]);
+        step.actions.push(Action::Install { page, access: Access::Write });
     }
 
     /// Another node asks for a copy.
@@ -264,7 +283,7 @@ impl Node {
             free && match &entry.state {
                 State::Home => now >= entry.held_until,
                 State::Shared(sharers) => !sharers.contains_key(&from),
-                State::Remote(..) | State::Lost => false,
+                State::Remote(..) | State::Lost | State::Buried => false,
             }
         })
     }
@@ -340,9 +359,15 @@ impl Node {
         let config = self.config;
         let Some(entry) = self.directory.get_mut(&page) else { return };
         match entry.state.clone() {
-            State::Lost => match request.by {
+            State::Lost | State::Buried => match request.by {
+                By::Cell if entry.state == State::Buried => {
+                    step.actions.push(Action::Install { page, access: Access::Write });
+                }
                 By::Cell => step.actions.push(Action::Poison(page)),
-                By::Fetch(token) => step.actions.push(Action::Fetched { page, token, lost: true }),
+                By::Fetch(token) => {
+                    let lost = entry.state == State::Lost;
+                    step.actions.push(Action::Fetched { page, token, lost });
+                }
                 By::Node { node, ticket, .. } => step.send(node, Message::Lost { page, ticket }),
             },
             State::Remote(node, Given { ticket, .. }) => {
@@ -527,7 +552,7 @@ impl Node {
                 entry.state = State::Remote(node, Given { ticket, by: Some(from) });
             }
             // It went to one that has died since.
-            None => entry.state = State::Lost,
+            None => entry.is_lost(page, step),
             // It was to come here.
             Some(_) => return step.refuse(Refusal::State),
         }
@@ -566,7 +591,7 @@ impl Node {
                 sharers.remove(&from);
                 self.unless_shared(page, step);
             }
-            (_, State::Lost) => {}
+            (_, State::Lost | State::Buried) => {}
             _ => step.refuse(Refusal::Late),
         }
     }
@@ -574,7 +599,7 @@ impl Node {
     /// The only copy is no more. Who waits is told; what the page was busy with is for nobody.
     fn has_died(&mut self, page: PageNo, step: &mut Step) {
         let Some(entry) = self.directory.get_mut(&page) else { return };
-        entry.state = State::Lost;
+        entry.is_lost(page, step);
         if let Some(Busy { request: Some(request), waits }) = entry.busy.take()
             && !matches!(waits, Waits::Asker { .. })
         {

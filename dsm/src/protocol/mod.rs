@@ -168,6 +168,12 @@ pub enum Input {
         /// Which page.
         page: PageNo,
     },
+    /// This node's cell has no use for what was in a lost page of its own slice: its accesses succeed from now on, and find zeros.
+    /// To other nodes it stays lost.
+    Bury {
+        /// Which page.
+        page: PageNo,
+    },
     /// Bring the current bytes of a page of this node's own slice home; answered by [`Action::Fetched`].
     Fetch {
         /// Which page.
@@ -214,6 +220,8 @@ pub enum Action {
     Discard(PageNo),
     /// Make every access to the page an error, and wake who waits.
     Poison(PageNo),
+    /// A page of the own slice has just been lost: its only copy died. Said once of each.
+    Lost(PageNo),
     /// Answer of [`Input::Fetch`]: the page's bytes are current now, or the page is lost.
     Fetched {
         /// Which page.
@@ -332,6 +340,7 @@ impl Node {
             Input::Tick => self.tick(&mut step),
             Input::Prefetch { page, count } => self.prefetch(page, count, &mut step),
             Input::Release { page } => self.release(page, &mut step),
+            Input::Bury { page } => self.bury(page, &mut step),
             Input::Fetch { page, token } => self.fetch(page, token, &mut step),
         }
         step.actions

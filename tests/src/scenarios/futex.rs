@@ -19,9 +19,7 @@ fn counter(cluster: &Cluster<'_>, cell: u32, name: &str) -> Result<u64> {
 }
 
 fn run(cluster: &Cluster<'_>, program: &str, arguments: &[&str]) -> Result<String> {
-    let path = format!("/usr/lib/ssi/tests/{program}");
-    let report = cluster.exec(0, &[&[path.as_str()], arguments].concat())?;
-    ensure!(report.lines().any(|line| line == "PASS"), "{program} {}: {report}", arguments.join(" "));
+    let report = cluster.passes(0, program, arguments)?;
     println!("  {program} {}: {}", arguments.join(" "), report.lines().next().unwrap_or_default());
     Ok(report)
 }

@@ -59,6 +59,9 @@ pub const ALL: &[Scenario] = &[
     shared("mig_4_signals_reach_it_in_the_middle_of_moves", |cluster| {
         moving::pursuit(cluster, "2", "30", &["20061", "987654321"])
     }),
+    shared("mig_2_a_child_forked_while_memory_is_on_its_way_moves", |cluster| {
+        cluster.passes(0, "fork-lazy", &[]).map(drop)
+    }),
     shared("mig_5_a_sleep_in_progress_goes_on", moving::sleep_goes_on),
     shared("mig_6_input_from_the_terminal_follows", moving::terminal_input),
     shared("mig_6_pipes_stay_connected", moving::pipes),

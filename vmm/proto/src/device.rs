@@ -1,9 +1,19 @@
 //! The ssi device (`docs/ssi-device.md`): identifiers, limits and the records on its queues.
 
+use std::ops::Range;
+
 /// Virtio device ID.
 pub const DEVICE_ID: u32 = 0x5353;
 /// `magic` of the configuration space: "SSSI".
 pub const MAGIC: u32 = 0x4953_5353;
+/// Feature bit: the driver knows page faults with [`PF_LOST`].
+pub const F_LOST: u64 = 1;
+/// In the error code of a page fault: the frame at the guest-physical address in CR2 is lost.
+pub const PF_LOST: u32 = 1 << 14;
+/// Offset of the write-only le32 of the configuration space that takes a lost page of the own slice, by its index there, as out
+/// of use.
+pub const CONFIG_BURY: u64 = 0x48;
+
 /// `version` of the configuration space.
 pub const VERSION: u32 = 1;
 /// Most cells of a cluster; `alive` is one 64-bit word.
@@ -59,6 +69,8 @@ pub enum PageOp {
     Prefetch = 2,
     /// Give a window page back to its home.
     Release = 3,
+    /// List the lost pages of the own slice, from `remote` on, in the page `local`.
+    Lost = 4,
 }
 
 impl PageOp {
@@ -68,6 +80,7 @@ impl PageOp {
             1 => Some(Self::Fetch),
             2 => Some(Self::Prefetch),
             3 => Some(Self::Release),
+            4 => Some(Self::Lost),
             _ => None,
         }
     }
@@ -93,6 +106,22 @@ pub const PAGE_REQUEST_MAX: usize = 256;
 pub const PAGE_HEADER_BYTES: usize = 16;
 /// Bytes of one entry of a page request: le32 cell, le32 reserved, le64 remote, le64 local.
 pub const PAGE_ENTRY_BYTES: usize = 24;
+
+/// Most runs in one answer to [`PageOp::Lost`]: a page holds a header of 16 bytes, then 16 bytes for each.
+pub const LOST_RUNS_MAX: usize = 255;
+
+/// The answer to [`PageOp::Lost`]: le32 count, 12 bytes of 0, then le64 first address and le64 end of each run. At most
+/// [`LOST_RUNS_MAX`] of `runs` find room; as many as that mean that there may be more.
+pub fn emit_lost(runs: &[Range<u64>]) -> Box<[u8; PAGE_SIZE as usize]> {
+    let mut page = Box::new([0; PAGE_SIZE as usize]);
+    let runs = &runs[..runs.len().min(LOST_RUNS_MAX)];
+    page[..4].copy_from_slice(&(runs.len() as u32).to_le_bytes());
+    for (run, to) in runs.iter().zip(page[16..].chunks_exact_mut(16)) {
+        to[..8].copy_from_slice(&run.start.to_le_bytes());
+        to[8..].copy_from_slice(&run.end.to_le_bytes());
+    }
+    page
+}
 
 fn le32(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])

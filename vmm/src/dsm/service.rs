@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -82,6 +83,8 @@ fn processor(cpu: u32) -> Result<CpuSet, DsmError> {
 pub struct PageLost;
 
 type Bytes = Box<[u8; PAGE_SIZE]>;
+/// Told how many pages of the own slice are lost, when there are more of them.
+type OnLost = Box<dyn Fn(u64) + Send + Sync>;
 type FetchDone = Box<dyn FnOnce(Result<Bytes, PageLost>) + Send>;
 
 /// Pages that a node fetches ahead of a run of reads, at most.
@@ -132,6 +135,7 @@ pub struct Dsm {
     adoptions: Vec<Adoption>,
     start: Instant,
     running: OnceLock<Running>,
+    on_lost: OnceLock<OnLost>,
 }
 
 struct Running {
@@ -153,6 +157,7 @@ struct Out<'a> {
     fetches: &'a mut BTreeMap<u64, FetchDone>,
     done: Vec<(FetchDone, Result<Bytes, PageLost>)>,
     violation: Option<Refusal>,
+    lost: bool,
 }
 
 impl Outbox for Out<'_> {
@@ -167,6 +172,10 @@ impl Outbox for Out<'_> {
         if let Some(done) = self.fetches.remove(&token) {
             self.done.push((done, bytes.map(|bytes| Box::new(*bytes)).ok_or(PageLost)));
         }
+    }
+
+    fn lost(&mut self, _: PageNo) {
+        self.lost = true;
     }
 
     fn violation(&mut self, _: NodeId, why: Refusal) {
@@ -221,6 +230,7 @@ impl Dsm {
             adoptions,
             start: Instant::now(),
             running: OnceLock::new(),
+            on_lost: OnceLock::new(),
         }))
     }
 
@@ -319,6 +329,37 @@ impl Dsm {
         for slice in 0..self.slices.len() {
             self.with(slice, |driver, now, out| driver.node_died(node, now, out));
         }
+    }
+
+    /// `told` is called, on any thread, with the number of lost pages of this node's own slice when it has grown. It must not
+    /// wait. Called once.
+    pub fn on_lost(&self, told: impl Fn(u64) + Send + Sync + 'static) {
+        if self.on_lost.set(Box::new(told)).is_err() {
+            log::error!("lost pages are told to one only");
+        }
+    }
+
+    /// The lost pages of this node's own slice from `gpa` on, as runs of addresses: the first `most` runs.
+    pub fn lost_runs(&self, gpa: u64, most: usize) -> Vec<Range<u64>> {
+        let first = PageNo(gpa.div_ceil(PAGE_SIZE as u64));
+        let slice = self.lock(usize::from(self.config.me.0));
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for at in slice.driver.lost_pages(first).map(PageNo::gpa) {
+            let count = runs.len();
+            match runs.last_mut() {
+                Some(run) if run.end == at => run.end += PAGE_SIZE as u64,
+                _ if count == most => break,
+                _ => runs.push(at..at + PAGE_SIZE as u64),
+            }
+        }
+        runs
+    }
+
+    /// The cell uses what was in the page at `gpa`, of its own slice, for nothing any more: if it is lost, the cell finds zeros
+    /// there from now on, instead of an error. Never blocks.
+    pub fn bury(&self, gpa: u64) {
+        let page = PageNo::of_gpa(gpa);
+        self.with(usize::from(self.config.me.0), |driver, now, out| driver.bury(page, now, out));
     }
 
     /// Brings the page at `gpa`, in another node's slice, into its window, readable. A hint; never blocks.
@@ -425,9 +466,10 @@ impl Dsm {
         }
         let now = self.now_us();
         let link = running.map(|running| running.link.as_ref());
-        let mut out = Out { link, fetches: &mut state.fetches, done: vec![], violation: None };
+        let mut out = Out { link, fetches: &mut state.fetches, done: vec![], violation: None, lost: false };
         let result = event(&mut state.driver, now, &mut out);
         let (done, violation) = (out.done, out.violation);
+        let lost = out.lost.then(|| state.driver.counters().lost_pages_count);
         let result = result.map_err(anyhow::Error::from).and_then(|()| state.set_timer(now));
         if let Err(error) = result {
             // The page's state is unknown now: going on could show stale memory.
@@ -441,6 +483,10 @@ impl Dsm {
         drop(guard);
         for (done, bytes) in done {
             done(bytes);
+        }
+        if let (Some(count), Some(on_lost)) = (lost, self.on_lost.get()) {
+            log::error!("{count} pages of this cell's memory are lost: their only copies died with a node");
+            on_lost(count);
         }
         violation
     }

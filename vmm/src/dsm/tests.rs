@@ -172,10 +172,25 @@ fn dsm_i4_an_access_to_a_dead_nodes_page_is_an_error_and_nothing_waits() {
     assert_eq!(silent.counters()[0].lost_pages_count, 1);
     // A page of node 1's own slice that the dead node had for writing is lost too, to a fetch as to an access.
     cluster.counter(0, 1, 3).store(1, Ordering::Relaxed);
+    let told = Arc::new(AtomicU64::new(0));
+    let hears = told.clone();
+    node1.on_lost(move |pages| hears.store(pages, Ordering::Relaxed));
     node1.node_died(NodeId(0));
     let gpa = BASE + STRIDE + 3 * PAGE_SIZE as u64;
     assert_eq!(node1.read_page_wait(gpa).unwrap_err(), PageLost);
     assert!(node1.read_page_wait(gpa + PAGE_SIZE as u64).is_ok(), "what it never had is not");
+    // Its cell is told, and may touch it when that has it out of use; to nobody else it is a page again.
+    let lost = gpa..gpa + PAGE_SIZE as u64;
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+    assert_eq!(node1.lost_runs(BASE + STRIDE, 8), std::slice::from_ref(&lost));
+    assert_eq!(node1.lost_runs(lost.end, 8), []);
+    assert_eq!(node1.lost_runs(0, 0), []);
+    node1.bury(gpa);
+    node1.bury(lost.end);
+    assert_eq!(cluster.counter(1, 1, 3).load(Ordering::Relaxed), 0);
+    cluster.counter(1, 1, 3).store(7, Ordering::Relaxed);
+    assert_eq!(node1.read_page_wait(gpa).unwrap()[0], 7);
+    assert_eq!(node1.lost_runs(0, 8), [lost]);
 }
 
 #[test]

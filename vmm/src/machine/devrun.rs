@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use ssi_proto::device::{PAGE_SIZE, PageOp, PageStatus, SLICE_ALIGN, SLICE0_BASE, TxStatus};
+use ssi_proto::device::{PAGE_SIZE, PageOp, PageStatus, SLICE_ALIGN, SLICE0_BASE, TxStatus, emit_lost};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::slice_stride;
@@ -120,6 +120,8 @@ impl LocalPages {
 }
 
 impl PageService for LocalPages {
+    fn bury(&self, _: u64) {}
+
     fn submit(&self, op: PageOp, tasks: Vec<PageTask>) {
         for task in tasks {
             match op {
@@ -129,6 +131,8 @@ impl PageService for LocalPages {
                 },
                 // Every window always has every page.
                 PageOp::Prefetch | PageOp::Release => task.done.finished(PageStatus::Done),
+                // Nobody dies here alone.
+                PageOp::Lost => task.done.fetched(emit_lost(&[])),
             }
         }
     }
@@ -245,6 +249,7 @@ fn build(args: &DevRunArgs) -> anyhow::Result<Vec<Cell>> {
             name: format!("cell{cell}"),
             vcpus: args.vcpus,
             async_pf: false,
+            lost_faults: Arc::default(),
             kernel: args.kernel.clone(),
             initrd: args.initrd.clone(),
             cmdline: format!(

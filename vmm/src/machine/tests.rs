@@ -2,6 +2,7 @@
 //! interprets kernel code. A host without KVM cannot run these tests, and they say so by failing.
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
@@ -17,6 +18,8 @@ use crate::worker::Exit;
 
 const CODE: u64 = 0x1_0000;
 const DATA: u64 = 0x30_0000;
+/// Where a page fault goes in those machines that have a gate for it.
+const HANDLER: u64 = 0x2_0000;
 const WINDOW: u64 = 4 << 30;
 
 /// Identity page tables that user code may use: the first GiB, the GiB of the MMIO windows, the GiB of slice 0.
@@ -47,11 +50,23 @@ fn machine_with(
     devices: Vec<Box<dyn VirtioDevice>>,
     window: RamRegion,
 ) -> (Machine, Terminal, Exit) {
+    machine_told(code, vcpus, devices, window, Arc::default())
+}
+
+/// The same; `lost_faults` as in [`Config`]. Page faults go to [`HANDLER`].
+fn machine_told(
+    code: &[u8],
+    vcpus: u8,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    window: RamRegion,
+    lost_faults: Arc<AtomicBool>,
+) -> (Machine, Terminal, Exit) {
     let (serial, exit) = (Terminal::new(), Exit::new().unwrap());
     let config = Config {
         name: "test".to_owned(),
         vcpus,
         async_pf: false,
+        lost_faults,
         kernel: "none".into(),
         initrd: None,
         cmdline: String::new(),
@@ -64,6 +79,7 @@ fn machine_with(
         ram.write_slice(code, GuestAddress(CODE)).unwrap();
         cpu::set_boot_state(fd, CODE).unwrap();
         let mut sregs = fd.get_sregs().unwrap();
+        sregs.idt.limit = 15 * 16 - 1;
         for segment in [&mut sregs.cs, &mut sregs.ss, &mut sregs.ds, &mut sregs.es] {
             segment.dpl = 3;
             segment.selector |= 3;
@@ -244,6 +260,46 @@ fn a_guest_that_touches_lost_memory_fails_with_the_reason() {
     assert!(why.contains("lost with the node"), "{why}");
 }
 
+/// Descriptors and a gate with which a page fault at CPL 3 is taken at CPL 3.
+fn write_user_gate(ram: &crate::devices::virtio::GuestRam) {
+    let put = |value: u64, at: u64| ram.write_obj(value, GuestAddress(at)).unwrap();
+    let (code, data) = (0x00af_fb00_0000_ffff, 0x00cf_f300_0000_ffff);
+    put(code, layout::GDT + 2 * 8);
+    put(data, layout::GDT + 3 * 8);
+    // A gate of 64-bit mode: offset 15:0, selector, present, DPL 3, interrupt gate; offset 31:16.
+    let gate = HANDLER & 0xffff | (2 << 3 | 3) << 16 | 0xee << 40 | (HANDLER >> 16) << 48;
+    put(gate, layout::IDT + 14 * 16);
+    put(0, layout::IDT + 14 * 16 + 8);
+}
+
+#[test]
+fn dsm_i4_a_guest_that_knows_of_lost_memory_takes_a_page_fault_where_it_touches_it() {
+    let window = Arc::new(SliceMemory::new(2 << 20, SliceKind::Window).unwrap());
+    // mov rax, 4 GiB + 0x1008; mov ecx, [rax]
+    let code = [&[0x48, 0xb8, 8, 0x10, 0, 0, 1, 0, 0, 0, 0x8b, 0x08][..], &SPIN].concat();
+    // pop rax; mov [DATA], rax; pop rax; mov [DATA + 8], rax; then where no code can be: its end says where it was
+    let mut handler = vec![0x58, 0x48, 0x89, 0x04, 0x25];
+    handler.extend_from_slice(&(DATA as u32).to_le_bytes());
+    handler.extend_from_slice(&[0x58, 0x48, 0x89, 0x04, 0x25]);
+    handler.extend_from_slice(&(DATA as u32 + 8).to_le_bytes());
+    handler.extend_from_slice(&[0xb8, 0, 0, 0, 0xd0, 0xff, 0xe0]);
+    let known = Arc::new(AtomicBool::new(true));
+    let region = RamRegion::slice(WINDOW, window.clone());
+    let (mut machine, _, exit) = machine_told(&code, 1, Vec::new(), region, known);
+    let ram = machine.ram().unwrap().clone();
+    write_user_gate(&ram);
+    ram.write_slice(&handler, GuestAddress(HANDLER)).unwrap();
+    machine.run().unwrap();
+    assert_eq!(next_fault(&window).index, 1);
+    window.poison(1).unwrap();
+    wait(&exit);
+    let Some(End::Failed(why)) = machine.end() else { panic!("{:?}", machine.end()) };
+    assert!(why.contains(&format!("cr2 {:#x}", WINDOW + 0x1000)), "{why}");
+    let word = |at| ram.read_obj::<u64>(GuestAddress(at)).unwrap();
+    assert_eq!(word(DATA), u64::from(ssi_proto::device::PF_LOST));
+    assert_eq!(word(DATA + 8), CODE + 10, "the instruction that touched it");
+}
+
 /// Not a test: what the process of the next one does.
 #[test]
 #[ignore = "ends its process"]
@@ -362,6 +418,7 @@ fn configurations_that_are_no_machine_are_refused_with_the_reason() {
         name: "test".to_owned(),
         vcpus,
         async_pf: false,
+        lost_faults: Arc::default(),
         kernel: "/no/such/vmlinux".into(),
         initrd: None,
         cmdline: String::new(),

@@ -9,9 +9,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{EAGAIN, EINTR, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use super::MachineError;
 use super::bus::{Asked, Bus};
+use super::lost::{self, LostMemory};
 use super::vm::{End, Ending};
-use super::{MachineError, lost};
 use crate::devices::lock;
 use crate::worker::{Stop, Worker};
 
@@ -135,7 +136,13 @@ enum Turn {
 
 impl Vcpu {
     /// Starts the thread of this vCPU.
-    pub fn start(self, name: &str, bus: Arc<Bus>, ending: Arc<Ending>) -> Result<VcpuThread, MachineError> {
+    pub fn start(
+        self,
+        name: &str,
+        bus: Arc<Bus>,
+        memory: Arc<LostMemory>,
+        ending: Arc<Ending>,
+    ) -> Result<VcpuThread, MachineError> {
         static HANDLER: Once = Once::new();
         let mut registered = Ok(());
         HANDLER.call_once(|| registered = register_signal_handler(kick_signal(), ignore));
@@ -152,7 +159,7 @@ impl Vcpu {
             let Self { id, mut fd } = self;
             let mut last_word =
                 LastWord { ending, end: Some(End::Failed(format!("the thread of vCPU {id} panicked"))) };
-            last_word.end = run(id, &mut fd, &inner, &bus, stop);
+            last_word.end = run(id, &mut fd, &inner, &bus, &memory, stop);
             Ok(())
         })
         .map_err(MachineError::io("vCPU thread"))?;
@@ -161,10 +168,10 @@ impl Vcpu {
 }
 
 /// Runs the guest until it ends, or `stop`; says how it ended, if it did.
-fn run(id: u8, fd: &mut VcpuFd, kicker: &Kicker, bus: &Bus, stop: &Stop) -> Option<End> {
+fn run(id: u8, fd: &mut VcpuFd, kicker: &Kicker, bus: &Bus, memory: &LostMemory, stop: &Stop) -> Option<End> {
     let occupied = Occupied::new(kicker, fd);
     while !stop.is_triggered() {
-        match turn(id, fd, bus) {
+        match turn(id, fd, bus, memory) {
             Turn::GoOn => {}
             Turn::Kicked => occupied.acknowledge(),
             Turn::End(end) => return Some(end),
@@ -173,11 +180,13 @@ fn run(id: u8, fd: &mut VcpuFd, kicker: &Kicker, bus: &Bus, stop: &Stop) -> Opti
     None
 }
 
-fn turn(id: u8, fd: &mut VcpuFd, bus: &Bus) -> Turn {
+fn turn(id: u8, fd: &mut VcpuFd, bus: &Bus, memory: &LostMemory) -> Turn {
     let (exit, lost) = lost::watch(|| fd.run());
     if let Some(address) = lost {
-        let why = format!("memory at host address {address:#x} was lost with the node that held it");
-        return Turn::End(End::Failed(format!("vCPU {id}: {why}{}", describe(fd))));
+        return match memory.tell(fd, address) {
+            Ok(()) => Turn::GoOn,
+            Err(why) => Turn::End(End::Failed(format!("vCPU {id}: {why}{}", describe(fd)))),
+        };
     }
     let failure = match exit {
         Ok(VcpuExit::IoIn(port, data)) => {

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
@@ -10,6 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::Bus;
 use super::layout::{EBDA_START, IDLE_PORT, MMIO_BASE, MMIO_DEVICES_MAX, MMIO_IRQ, MMIO_WINDOW, TSS_ADDRESS};
+use super::lost::LostMemory;
 use super::memory::guest_ram;
 use super::vcpu::{Vcpu, VcpuThread};
 use super::{MachineError, RamKind, RamRegion, boot, cpu, mptable};
@@ -32,6 +34,9 @@ pub struct Config {
     pub vcpus: u8,
     /// KVM's asynchronous page faults.
     pub async_pf: bool,
+    /// While it is set, the guest's kernel knows what a page fault with [`ssi_proto::device::PF_LOST`] says. Without it a vCPU that
+    /// meets lost memory ends the machine.
+    pub lost_faults: Arc<AtomicBool>,
     /// Kernel: an uncompressed ELF `vmlinux`.
     pub kernel: PathBuf,
     /// Initial RAM disk.
@@ -85,6 +90,7 @@ pub struct Machine {
     running: Vec<VcpuThread>,
     waiting: Vec<Vcpu>,
     bus: Arc<Bus>,
+    lost: Arc<LostMemory>,
     ending: Arc<Ending>,
     vm: VmFd,
     ram: Option<GuestRam>,
@@ -136,6 +142,7 @@ impl Machine {
             running: Vec::new(),
             waiting,
             bus: Arc::new(Bus::new(com1, windows)),
+            lost: Arc::new(LostMemory::new(config.lost_faults.clone(), &regions)),
             ending: Arc::new(Ending { end: Mutex::new(None), exit: config.exit.clone() }),
             vm,
             ram: Some(ram),
@@ -153,7 +160,7 @@ impl Machine {
         }
         for vcpu in std::mem::take(&mut self.waiting) {
             let name = format!("{}-cpu{}", self.name, vcpu.id);
-            match vcpu.start(&name, self.bus.clone(), self.ending.clone()) {
+            match vcpu.start(&name, self.bus.clone(), self.lost.clone(), self.ending.clone()) {
                 Ok(thread) => self.running.push(thread),
                 Err(error) => {
                     self.stop();

@@ -107,6 +107,9 @@ impl MachineCell {
         };
         let ssi = SsiDevice::new(config, FabricMessages::new(fabric), fetch.clone(), exit)?;
         let handle = ssi.handle();
+        let lost_faults = ssi.lost_faults();
+        let told = handle.clone();
+        memory.dsm().on_lost(move |pages| told.set_lost(pages));
         let files = FabricFiles::new(fabric);
         let net = Net::new(NetConfig { mac: MAC, mtu: None }, FabricFrames::new(fabric), exit)?;
         let frames = Arc::new(DeliverFrames(net.input()));
@@ -126,6 +129,7 @@ impl MachineCell {
             name: format!("cell{node}"),
             vcpus: u8::try_from(spec.vcpus)?,
             async_pf: spec.dsm.async_pf,
+            lost_faults,
             kernel: spec.kernel.clone(),
             initrd: None,
             cmdline: command_line(spec, node),

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use ssi_proto::device::{PAGE_REQUEST_MAX, PAGE_SIZE, PageOp, PageStatus};
+use ssi_proto::device::{LOST_RUNS_MAX, PAGE_REQUEST_MAX, PAGE_SIZE, PageOp, PageStatus, emit_lost};
 
 use crate::devices::virtio::ssi::{PAGES_IN_FLIGHT_MAX, PageBytes, PageDone, PageService, PageTask};
 use crate::fabric::wire::FETCH_REPLY_PAGES;
@@ -28,6 +29,10 @@ pub trait PageSource: Send + Sync {
     fn prefetch(&self, gpa: u64);
     /// RELEASE of a page of another cell's slice: a hint.
     fn release(&self, gpa: u64);
+    /// LOST: the lost pages of the own slice from `gpa` on; the first `most` runs.
+    fn lost_runs(&self, gpa: u64, most: usize) -> Vec<Range<u64>>;
+    /// The cell has taken a lost page of its own slice out of use.
+    fn bury(&self, gpa: u64);
 }
 
 /// A request that is under way.
@@ -238,6 +243,12 @@ impl PageService for Fetch {
                 }
                 cells.into_iter().for_each(|(cell, tasks)| self.ask(cell, tasks));
             }
+            PageOp::Lost => {
+                for task in tasks {
+                    let runs = self.source.lost_runs(task.remote, LOST_RUNS_MAX);
+                    task.done.fetched(emit_lost(&runs));
+                }
+            }
             PageOp::Prefetch | PageOp::Release => {
                 for task in tasks {
                     if op == PageOp::Prefetch {
@@ -249,6 +260,10 @@ impl PageService for Fetch {
                 }
             }
         }
+    }
+
+    fn bury(&self, gpa: u64) {
+        self.source.bury(gpa);
     }
 }
 

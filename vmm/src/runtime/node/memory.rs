@@ -97,4 +97,12 @@ impl PageSource for Memory {
     fn release(&self, gpa: u64) {
         self.dsm.release(gpa);
     }
+
+    fn lost_runs(&self, gpa: u64, most: usize) -> Vec<Range<u64>> {
+        self.dsm.lost_runs(gpa, most)
+    }
+
+    fn bury(&self, gpa: u64) {
+        self.dsm.bury(gpa);
+    }
 }

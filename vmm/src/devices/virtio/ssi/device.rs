@@ -1,6 +1,9 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use ssi_proto::device::{DEVICE_ID, QUEUE_PAGE, QUEUE_RX, QUEUE_SIZES, QUEUE_TX};
+use ssi_proto::device::{
+    CONFIG_BURY, DEVICE_ID, F_LOST, PAGE_SIZE, QUEUE_PAGE, QUEUE_RX, QUEUE_SIZES, QUEUE_TX,
+};
 
 use super::page_worker::PageWorker;
 use super::state::Shared;
@@ -8,6 +11,7 @@ use super::worker::MessageWorker;
 use super::{CellLink, PageService, SsiConfig, SsiError, SsiHandle};
 use crate::devices::event_loop;
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::guest_warn;
 use crate::worker::{Exit, Worker};
 
 /// The device. Its workers run from DRIVER_OK to reset.
@@ -17,6 +21,7 @@ pub struct SsiDevice {
     link: Arc<dyn CellLink>,
     pages: Arc<dyn PageService>,
     exit: Exit,
+    lost_faults: Arc<AtomicBool>,
     workers: Vec<Worker>,
 }
 
@@ -40,7 +45,12 @@ impl SsiDevice {
         });
         shared.inbox.on_room(wake.clone());
         link.on_room(wake);
-        Ok(Self { shared, link, pages, exit: exit.clone(), workers: Vec::new() })
+        Ok(Self { shared, link, pages, exit: exit.clone(), lost_faults: Arc::default(), workers: Vec::new() })
+    }
+
+    /// Does the driver know page faults for lost memory ([`F_LOST`])? Whoever raises them looks here.
+    pub fn lost_faults(&self) -> Arc<AtomicBool> {
+        self.lost_faults.clone()
     }
 
     /// The way into the device.
@@ -55,7 +65,7 @@ impl VirtioDevice for SsiDevice {
     }
 
     fn features(&self) -> u64 {
-        0
+        F_LOST
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -70,8 +80,22 @@ impl VirtioDevice for SsiDevice {
         }
     }
 
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let (Ok(index), CONFIG_BURY) = (<[u8; 4]>::try_from(data), offset) else {
+            guest_warn!("ssi: a write of {} bytes at {offset:#x} of the configuration", data.len());
+            return;
+        };
+        let config = &self.shared.config;
+        let address = config.slice_base(config.cell) + u64::from(u32::from_le_bytes(index)) * PAGE_SIZE;
+        if config.in_slice(config.cell, address) {
+            self.pages.bury(address);
+        } else {
+            guest_warn!("ssi: {address:#x} is no page of the own slice");
+        }
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { ram, mut queues, interrupt, .. } = activation;
+        let Activation { ram, mut queues, interrupt, features } = activation;
         let mut take = |index: usize| {
             queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::QueueMissing(index))
         };
@@ -93,11 +117,13 @@ impl VirtioDevice for SsiDevice {
             Worker::spawn(&format!("ssi-page-{cell}"), &self.exit, move |stop| event_loop::run(stop, pages))?,
         ];
         self.workers = workers;
+        self.lost_faults.store(features & F_LOST != 0, Ordering::Release);
         self.shared.set_interrupt(Some(interrupt));
         Ok(())
     }
 
     fn reset(&mut self) {
+        self.lost_faults.store(false, Ordering::Release);
         self.shared.set_interrupt(None);
         self.workers.clear();
         self.shared.inbox.clear();

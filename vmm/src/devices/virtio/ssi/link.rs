@@ -35,9 +35,9 @@ pub type PageBytes = Box<[u8; PAGE_SIZE as usize]>;
 /// One page of a request.
 #[derive(Debug)]
 pub struct PageTask {
-    /// The cell whose address `remote` is. Never the own one, always alive when the task was made.
+    /// The cell whose address `remote` is. The own one for LOST, never else, and always alive when the task was made.
     pub cell: u32,
-    /// FETCH: an address in the slice or the low RAM of `cell`; PREFETCH, RELEASE: in its slice. Page-aligned.
+    /// FETCH: an address in the slice or the low RAM of `cell`; PREFETCH, RELEASE, LOST: in its slice. Page-aligned.
     pub remote: u64,
     /// Where the result goes.
     pub done: PageDone,
@@ -48,6 +48,10 @@ pub trait PageService: Send + Sync + fmt::Debug {
     /// Begins `tasks` (at most 256, all of one `op`). Never blocks; results come from any thread, in any order. The
     /// service never touches this cell's guest memory: the device's own worker writes what was fetched.
     fn submit(&self, op: PageOp, tasks: Vec<PageTask>);
+
+    /// The cell uses what was in the page at `gpa`, of its own slice, for nothing any more: should it be lost, the cell may touch
+    /// it from now on. Done on return; never waits for another node.
+    fn bury(&self, gpa: u64);
 }
 
 /// Result of one page, on its way to the page worker.
@@ -72,7 +76,7 @@ impl PageDone {
         Self { job, index, sink: Some((sender.clone(), event.clone())) }
     }
 
-    /// FETCH: the page is `bytes`.
+    /// FETCH: the page is `bytes`. LOST: the answer ([`ssi_proto::device::emit_lost`]).
     pub fn fetched(mut self, bytes: PageBytes) {
         self.send(Ok(Some(bytes)));
     }

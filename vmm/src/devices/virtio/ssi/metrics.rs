@@ -21,6 +21,8 @@ device_metrics! {
         fetched_pages,
         /// Pages that a prefetch or a release was done for.
         hinted_pages,
+        /// Answers to the question which pages are lost.
+        lost_answers_count,
         /// Entries of page requests answered with a status other than done.
         failed_pages,
         /// Chains that no status could be written to.

@@ -148,12 +148,20 @@ impl PageWorker {
             PageOp::Fetch => {
                 config.in_own_ram(entry.cell, entry.remote) && config.in_own_ram(config.cell, entry.local)
             }
+            PageOp::Lost => {
+                entry.cell == config.cell
+                    && config.in_slice(entry.cell, entry.remote)
+                    && config.in_own_ram(config.cell, entry.local)
+            }
             PageOp::Prefetch | PageOp::Release => {
                 entry.local == 0 && entry.cell != config.cell && config.in_slice(entry.cell, entry.remote)
             }
         };
         if !sound {
             return Err(PageStatus::Bad);
+        }
+        if op == PageOp::Lost {
+            return Ok(entry);
         }
         if entry.cell == config.cell {
             return Err(self.copy_own(entry));
@@ -207,6 +215,7 @@ impl PageWorker {
     fn count(&self, op: PageOp, status: PageStatus) {
         let metrics = &self.shared.metrics;
         match (status, op) {
+            (PageStatus::Done, PageOp::Lost) => metrics.lost_answers_count.inc(),
             (PageStatus::Done, PageOp::Fetch) => metrics.fetched_pages.inc(),
             (PageStatus::Done, PageOp::Prefetch | PageOp::Release) => metrics.hinted_pages.inc(),
             _ => metrics.failed_pages.inc(),
@@ -228,13 +237,13 @@ impl PageWorker {
         let op = job.op;
         let Some((local, slot @ None)) = job.entries.get_mut(completion.index) else { return false };
         let status = match (op, completion.result) {
-            (PageOp::Fetch, Ok(Some(bytes))) => {
+            (PageOp::Fetch | PageOp::Lost, Ok(Some(bytes))) => {
                 match self.ram.write_slice(&bytes[..], GuestAddress(*local)) {
                     Ok(()) => PageStatus::Done,
                     Err(_) => PageStatus::Bad,
                 }
             }
-            (PageOp::Fetch, Ok(None)) => PageStatus::Failed,
+            (PageOp::Fetch | PageOp::Lost, Ok(None)) => PageStatus::Failed,
             (_, Ok(_)) => PageStatus::Done,
             (_, Err(status)) => status,
         };

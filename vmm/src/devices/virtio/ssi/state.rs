@@ -87,6 +87,7 @@ impl SsiConfig {
 struct Live {
     alive: u64,
     generation: u64,
+    lost: u64,
 }
 
 /// What device, workers and handles share.
@@ -109,7 +110,7 @@ impl Shared {
             inbox: Inbox::new()?,
             room: Arc::new(EventFd::new(EFD_NONBLOCK)?),
             metrics: SsiMetrics::default(),
-            live: Mutex::new(Live { alive: 1 << config.cell, generation: 0 }),
+            live: Mutex::new(Live { alive: 1 << config.cell, generation: 0, lost: 0 }),
             interrupt: Mutex::new(None),
         }))
     }
@@ -124,9 +125,9 @@ impl Shared {
     }
 
     /// The bytes of the configuration space.
-    pub fn config_space(&self) -> [u8; 64] {
+    pub fn config_space(&self) -> [u8; 72] {
         let live = *lock(&self.live);
-        let mut space = [0; 64];
+        let mut space = [0; 72];
         for (at, word) in
             [(0x00, MAGIC), (0x04, VERSION), (0x08, self.config.cell), (0x0c, self.config.cells)]
         {
@@ -139,6 +140,7 @@ impl Shared {
             live.alive,
             live.generation,
             self.config.epoch_ns,
+            live.lost,
         ];
         for (index, word) in words.iter().enumerate() {
             space[0x10 + 8 * index..][..8].copy_from_slice(&word.to_le_bytes());
@@ -168,15 +170,27 @@ impl SsiHandle {
             if live.alive == mask {
                 return;
             }
-            *live = Live { alive: mask, generation: live.generation + 1 };
+            *live = Live { alive: mask, generation: live.generation + 1, ..*live };
         }
         // Messages that wait for a cell that died are answered now.
         if let Err(error) = self.0.room.write(1) {
             log::error!("event of the ssi device could not be written: {error}");
         }
+        self.changed();
+    }
+
+    fn changed(&self) {
         let interrupt = lock(&self.0.interrupt).clone();
         if let Some(interrupt) = interrupt {
             interrupt.config_changed();
+        }
+    }
+
+    /// Sets how many pages of the cell's own slice are lost. A change raises the configuration interrupt. Call it before
+    /// [`SsiHandle::set_alive`] says that the node which had them is dead.
+    pub fn set_lost(&self, pages: u64) {
+        if std::mem::replace(&mut lock(&self.0.live).lost, pages) != pages {
+            self.changed();
         }
     }
 

@@ -60,11 +60,16 @@ impl CellLink for Link {
 #[derive(Debug, Default)]
 struct Pages {
     tasks: Mutex<Vec<(PageOp, PageTask)>>,
+    buried: Mutex<Vec<u64>>,
 }
 
 impl PageService for Pages {
     fn submit(&self, op: PageOp, tasks: Vec<PageTask>) {
         lock(&self.tasks).extend(tasks.into_iter().map(|task| (op, task)));
+    }
+
+    fn bury(&self, gpa: u64) {
+        lock(&self.buried).push(gpa);
     }
 }
 
@@ -164,14 +169,16 @@ fn the_configuration_space_is_that_of_the_document() {
     let device =
         SsiDevice::new(config(), Arc::new(Link::default()), Arc::new(Pages::default()), &exit).unwrap();
     device.handle().set_alive(0b0101);
-    let mut space = [0xee; 72];
+    device.handle().set_lost(5);
+    let mut space = [0xee; 80];
     device.read_config(0, &mut space);
     let word = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().unwrap());
     let long = |at: usize| u64::from_le_bytes(space[at..at + 8].try_into().unwrap());
     assert_eq!((word(0), word(4), word(8), word(0xc)), (MAGIC, VERSION, 1, 4));
     assert_eq!((long(0x10), long(0x18), long(0x20)), (SLICE0_BASE, STRIDE, SLICE));
     assert_eq!((long(0x28), long(0x30), long(0x38)), (0b0111, 1, 77), "alive, generation, epoch");
-    assert_eq!(space[64..], [0xee; 8], "what lies beyond is left to the transport");
+    assert_eq!(long(0x40), 5, "lost");
+    assert_eq!(space[72..], [0xee; 8], "what lies beyond is left to the transport");
     let mut far = [0; 4];
     device.read_config(u64::MAX, &mut far);
     assert_eq!(far, [0; 4]);
@@ -465,6 +472,78 @@ fn prefetch_and_release_take_only_other_cells_slices_and_no_local_address() {
 }
 
 #[test]
+fn dsm_i4_lost_pages_of_the_own_slice_are_listed_in_a_page_of_the_cell() {
+    let mut bench = Bench::new();
+    let (own, other, to) = (SLICE0_BASE + STRIDE, SLICE0_BASE + 2 * STRIDE, 0x30_0000);
+    bench.request(
+        PageOp::Lost as u32,
+        &[
+            PageEntry { cell: 1, remote: own + 0x5000, local: to },
+            PageEntry { cell: 2, remote: other, local: to },
+            PageEntry { cell: 1, remote: other, local: to },
+            PageEntry { cell: 1, remote: own, local: RAM_BYTES },
+        ],
+    );
+    let (seen, task) = lock(&bench.pages.tasks).pop().unwrap();
+    assert_eq!((seen, task.remote), (PageOp::Lost, own + 0x5000));
+    assert!(
+        lock(&bench.pages.tasks).is_empty(),
+        "of others' slices, or to where no memory is, nothing is asked"
+    );
+    task.done.fetched(emit_lost(&[own + 0x5000..own + 0x7000, own + 0x9000..own + 0xa000]));
+    bench.page_worker.process_completions();
+    assert_eq!(bench.statuses(4), [0, 1, 1, 1]);
+    let long = |at: u64| bench.ram.read_obj::<u64>(GuestAddress(to + at)).unwrap();
+    assert_eq!((long(0), long(8)), (2, 0), "two runs");
+    assert_eq!([long(16), long(24), long(32), long(40)], [0x5000, 0x7000, 0x9000, 0xa000].map(|at| own + at));
+    assert_eq!(long(48), 0);
+}
+
+#[test]
+fn a_list_of_lost_pages_ends_where_its_page_does() {
+    let runs: Vec<_> = (0..300).map(|n| n * 8192..n * 8192 + 4096).collect();
+    let page = emit_lost(&runs);
+    assert_eq!(page[..4], (LOST_RUNS_MAX as u32).to_le_bytes());
+    assert_eq!(page[4088..], (254 * 8192 + 4096_u64).to_le_bytes(), "the end of the last that fits");
+}
+
+#[test]
+fn dsm_i4_only_pages_of_the_own_slice_are_buried() {
+    let (exit, pages) = (Exit::new().unwrap(), Arc::new(Pages::default()));
+    let mut device = SsiDevice::new(config(), Arc::new(Link::default()), pages.clone(), &exit).unwrap();
+    let last = (SLICE / 4096 - 1) as u32;
+    for index in [0, last, last + 1, u32::MAX] {
+        device.write_config(CONFIG_BURY, &index.to_le_bytes());
+    }
+    device.write_config(CONFIG_BURY + 4, &[0; 4]);
+    device.write_config(CONFIG_BURY, &[0; 8]);
+    device.write_config(0, &[0; 4]);
+    let own = SLICE0_BASE + STRIDE;
+    assert_eq!(*lock(&pages.buried), [own, own + SLICE - 4096]);
+}
+
+#[test]
+fn page_faults_for_lost_memory_are_for_drivers_that_know_of_them() {
+    let exit = Exit::new().unwrap();
+    let mut device =
+        SsiDevice::new(config(), Arc::new(Link::default()), Arc::new(Pages::default()), &exit).unwrap();
+    assert_eq!(device.features(), F_LOST);
+    let known = device.lost_faults();
+    for features in [0, F_LOST] {
+        let ram = ram();
+        let queues = (0_u64..)
+            .zip(QUEUE_SIZES)
+            .map(|(n, size)| Some(Rings::new(&ram, 0x1_0000 * (n + 1), size).active()));
+        let interrupt = Arc::new(Recorder::default());
+        let activation = Activation { ram: ram.clone(), queues: queues.collect(), interrupt, features };
+        device.activate(activation).unwrap();
+        assert_eq!(known.load(Ordering::Relaxed), features == F_LOST);
+        device.reset();
+        assert!(!known.load(Ordering::Relaxed));
+    }
+}
+
+#[test]
 fn a_page_of_the_own_cell_is_copied_at_once() {
     let mut bench = Bench::new();
     bench.put(0x30_0000, &[7; 4096]);
@@ -621,7 +700,7 @@ proptest! {
     }
 
     #[test]
-    fn no_chain_breaks_the_page_queue(page in hostile(256), op in 0_u32..5, count in 0_u32..300) {
+    fn no_chain_breaks_the_page_queue(page in hostile(256), op in 0_u32..6, count in 0_u32..300) {
         let mut bench = Bench::new();
         // Many descriptors point here: make a request of it that comes close to a real one.
         bench.put(0, &[op.to_le_bytes(), count.to_le_bytes()].concat());
