@@ -67,14 +67,14 @@ pub enum DsmError {
 
 /// A set of one processor.
 fn processor(cpu: u32) -> Result<CpuSet, DsmError> {
-    let error = |_| DsmError::Processor(cpu);
-    let index = usize::try_from(cpu).map_err(|_| DsmError::Processor(cpu))?;
-    let mut set = CpuSet::new();
-    set.set(index).map_err(error)?;
-    match sched_getaffinity(Pid::from_raw(0)).map_err(error)?.is_set(index) {
-        Ok(true) => Ok(set),
-        _ => Err(DsmError::Processor(cpu)),
-    }
+    let set = || {
+        let index = usize::try_from(cpu).ok()?;
+        let mut set = CpuSet::new();
+        set.set(index).ok()?;
+        let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
+        allowed.is_set(index).ok()?.then_some(set)
+    };
+    set().ok_or(DsmError::Processor(cpu))
 }
 
 /// The page's only copy died with a node, or it is no page of this node's slice.
