@@ -4,9 +4,16 @@ use anyhow::{Result, ensure};
 
 use crate::cluster::{Bench, Cluster};
 
+/// Runs a program whose last word is PASS.
+fn passes(cluster: &Cluster<'_>, program: &str, arguments: &[&str]) -> Result<()> {
+    let said = cluster.passes(0, program, arguments)?;
+    ensure!(said.lines().last() == Some("PASS"), "{program} {arguments:?}: {said}");
+    Ok(())
+}
+
 /// The classic litmus programs, by processes in two cells.
 pub fn litmus(cluster: &Cluster<'_>) -> Result<()> {
-    cluster.passes(0, "litmus", &["2", "5"]).map(drop)
+    passes(cluster, "litmus", &["2", "5"])
 }
 
 /// Four cells, each with little memory for the pages of the others: all is still there, and the bound holds.
@@ -14,8 +21,8 @@ pub fn small_windows(bench: &Bench) -> Result<()> {
     const WINDOW_MIB: u64 = 6;
     let cluster = bench
         .up("four", &["--nodes", "4", "--memory", "256M", "--window-memory", &format!("{WINDOW_MIB}M")])?;
-    cluster.passes(0, "litmus", &["4", "5"])?;
-    cluster.passes(0, "window", &["8", "2"])?;
+    passes(&cluster, "litmus", &["4", "5"])?;
+    passes(&cluster, "window", &["8", "2"])?;
     let status = cluster.status()?;
     for node in &status.nodes {
         ensure!(

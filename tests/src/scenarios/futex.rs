@@ -1,21 +1,18 @@
 //! Futexes in memory that processes of several cells share: DSM-5. The programs check themselves; see `tests/guest/crowd.h` for
 //! their modes.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::faults::{arm, wait_dead};
-use super::moving::{end_counter, pursuit, start_counter};
+use super::moving::{SEEDS, end_counter, pursuit, start_counter};
+use super::shared::figure;
 use crate::cluster::{Bench, Cluster};
 use crate::terminal::Terminal;
-
-/// Two seeds: each repeats the pauses and cells of its storm.
-const SEEDS: [&str; 2] = ["20061", "987654321"];
 
 /// A number of `/proc/ssi/futex` in `cell`.
 fn counter(cluster: &Cluster<'_>, cell: u32, name: &str) -> Result<u64> {
     let all = cluster.exec(cell, &["cat", "/proc/ssi/futex"])?;
-    let value = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.and_then(|value| value.parse().ok()).with_context(|| format!("no {name} in {all}"))
+    figure(&all, name)
 }
 
 fn run(cluster: &Cluster<'_>, program: &str, arguments: &[&str]) -> Result<String> {

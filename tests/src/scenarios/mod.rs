@@ -57,7 +57,7 @@ pub const ALL: &[Scenario] = &[
     shared("mig_4_kill_by_pid_reaches_it_from_every_cell", moving::kill),
     shared("mig_4_ctrl_c_reaches_it", moving::ctrl_c),
     shared("mig_4_signals_reach_it_in_the_middle_of_moves", |cluster| {
-        moving::pursuit(cluster, "2", "30", &["20061", "987654321"])
+        moving::pursuit(cluster, "2", "30", &moving::SEEDS)
     }),
     shared("mig_2_a_child_forked_while_memory_is_on_its_way_moves", |cluster| {
         cluster.passes(0, "fork-lazy", &[]).map(drop)

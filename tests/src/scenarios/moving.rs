@@ -6,6 +6,9 @@ use ssi_proto::request::Process;
 use crate::cluster::Cluster;
 use crate::terminal::Terminal;
 
+/// Two seeds: each repeats the pauses and cells of its storm.
+pub const SEEDS: [&str; 2] = ["20061", "987654321"];
+
 /// Checks that a line holds the next number.
 pub(super) fn next_number(terminal: &mut Terminal, expected: &mut u64) -> Result<()> {
     let Some(line) = terminal.line()? else { bail!("the counter ended before {expected}") };
@@ -195,7 +198,7 @@ pub fn pipes(cluster: &Cluster<'_>) -> Result<()> {
 pub fn resource(cluster: &Cluster<'_>, program: &str, rounds: &str) -> Result<()> {
     let path = format!("/usr/lib/ssi/tests/{program}");
     cluster.passes(0, program, &["20"])?;
-    for seed in ["20061", "987654321"] {
+    for seed in SEEDS {
         let report = cluster.passes(0, "storm", &[seed, "2", &path, rounds])?;
         println!("  {program}: {}", report.lines().find(|line| line.contains(" moves")).unwrap_or_default());
         ensure!(!report.contains(" 0 moves"), "{program} was never moved: {report}");

@@ -11,6 +11,12 @@ use crate::terminal::Terminal;
 const NOW: &[&str] =
     &["regions_now", "lent_now_pages", "pinned_now_pages", "objects_now", "borrowed_now_pages"];
 
+/// A number of a file in `/proc/ssi` that has a key and a value per line.
+pub fn figure(told: &str, key: &str) -> Result<u64> {
+    let value = told.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).with_context(|| format!("no {key} in {told}"))
+}
+
 /// The shell's condition that nothing is lent or held in a cell.
 fn nothing_held() -> String {
     let lines = NOW.join("|");
@@ -113,12 +119,8 @@ pub fn deaths(bench: &Bench) -> Result<()> {
     losing.wait()?;
     end_counter(&cluster, terminal, pid)?;
     let told = cluster.exec(0, &["cat", "/proc/ssi/shared"])?;
-    let figure = |key: &str| {
-        let line = told.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-        line.and_then(|value| value.parse::<u64>().ok()).with_context(|| format!("{key} in {told}"))
-    };
-    let lost = figure("lost_pages")?;
-    let settled = figure("lost_settled_pages")? + figure("lost_renewed_pages")?;
+    let lost = figure(&told, "lost_pages")?;
+    let settled = figure(&told, "lost_settled_pages")? + figure(&told, "lost_renewed_pages")?;
     ensure!(lost > 0 && settled == lost, "lost pages are in use yet: {told}");
     let status = cluster.status()?;
     let of_home = status.nodes.iter().find(|node| node.node == 0).context("node 0")?;
