@@ -81,6 +81,14 @@ pub trait Memory {
             .filter_map(|(page, n)| Some((page.first_chunk()?, n)))
             .try_for_each(|(page, n)| self.store(n, page))
     }
+    /// [`Memory::store_run`], and then [`Memory::install_run`] to read.
+    ///
+    /// # Errors
+    /// See [`Memory::protect`].
+    fn place_run(&self, index: usize, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.store_run(index, bytes)?;
+        self.install_run(index, bytes.len() / PAGE_BYTES, Access::Read)
+    }
     /// [`Memory::protect`] for `count` pages from `index` on; so for all of these.
     ///
     /// # Errors
@@ -512,7 +520,14 @@ impl<M: Memory> Driver<M> {
                 }
                 Action::Store(page) => {
                     if let Some((_, repr)) = said {
-                        self.store(page, count, repr)?;
+                        self.store(page, count, repr, false)?;
+                    }
+                }
+                Action::Place(page) => {
+                    if let Some((_, repr)) = said {
+                        let first = self.place(page);
+                        (first..first + count).for_each(|index| self.came(index, FaultKind::Read, now_us));
+                        self.store(page, count, repr, true)?;
                     }
                 }
                 other => self.act(other, said, now_us, out)?,
@@ -570,14 +585,16 @@ impl<M: Memory> Driver<M> {
             Action::Protect(_)
             | Action::Zap(_)
             | Action::Store(_)
+            | Action::Place(_)
             | Action::Install { .. }
             | Action::Discard(_) => {}
         }
         Ok(())
     }
 
-    /// Puts the bytes of `count` pages, as they came with the message, in their place.
-    fn store(&mut self, page: PageNo, count: usize, repr: &Repr<'_>) -> Result<(), M::Error> {
+    /// Puts the bytes of `count` pages, as they came with the message, in their place, and has them installed to read if
+    /// `install` says so.
+    fn store(&mut self, page: PageNo, count: usize, repr: &Repr<'_>, install: bool) -> Result<(), M::Error> {
         let index = self.place(page);
         let version = match repr.message {
             Message::Data { version, .. }
@@ -594,6 +611,7 @@ impl<M: Memory> Driver<M> {
                 // Neighbours that are given follow each other in the message.
                 let bytes = bytes.get(start..start + count * PAGE_BYTES).unwrap_or_default();
                 match bytes.first_chunk() {
+                    _ if install => self.memory.place_run(index, bytes)?,
                     Some(page) if count == 1 => self.memory.store(index, page)?,
                     _ => self.memory.store_run(index, bytes)?,
                 }
@@ -663,6 +681,7 @@ fn follows(action: Action, next: Action, count: u64) -> bool {
         Action::Zap(page) => next == Action::Zap(after(page)),
         Action::Discard(page) => next == Action::Discard(after(page)),
         Action::Store(page) => next == Action::Store(after(page)),
+        Action::Place(page) => next == Action::Place(after(page)),
         Action::Install { page, access } => next == Action::Install { page: after(page), access },
         _ => false,
     }
@@ -716,5 +735,8 @@ impl Memory for std::sync::Arc<crate::memory::SliceMemory> {
     }
     fn store_run(&self, index: usize, bytes: &[u8]) -> Result<(), Self::Error> {
         self.as_ref().store_run(index, bytes)
+    }
+    fn place_run(&self, index: usize, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.as_ref().place_run(index, bytes)
     }
 }

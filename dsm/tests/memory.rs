@@ -238,6 +238,31 @@ fn a_run_of_pages_is_protected_across_the_end_of_a_watched_run_and_its_neighbour
 }
 
 #[test]
+fn a_run_comes_with_its_bytes_to_be_read_and_wakes_its_waiters_whether_or_not_its_pages_have_memory() {
+    let memory = slice(SliceKind::Window);
+    let bytes: Vec<u8> = (0..8).flat_map(|index| [index as u8 + 1; PAGE_SIZE]).collect();
+    // Old bytes, invalid; the pages before have no memory.
+    memory.store(4, &[99; PAGE_SIZE]).unwrap();
+    let readers = [2, 4].map(|index| {
+        let reader = access(&memory, index, None);
+        assert_eq!(fault(&memory).index, index);
+        reader
+    });
+    memory.place_run(0, &bytes).unwrap();
+    for (reader, byte) in readers.into_iter().zip([3, 5]) {
+        assert_eq!(reader.join().unwrap(), byte, "who waited is awake, and reads what came");
+    }
+    for index in 0..8 {
+        assert_eq!(access(&memory, index, None).join().unwrap(), index as u8 + 1);
+        let writer = access(&memory, index, Some(0));
+        assert_eq!(fault(&memory).kind, FaultKind::WriteProtected, "page {index} is to be read only");
+        memory.unprotect(index).unwrap();
+        writer.join().unwrap();
+    }
+    assert!(matches!(memory.place_run(usize::MAX, &bytes), Err(Error::OutOfRange { .. })));
+}
+
+#[test]
 fn a_run_of_pages_comes_at_once_around_those_that_are_here_and_goes_at_once() {
     let memory = slice(SliceKind::Window);
     let bytes: Vec<u8> = (0..6).flat_map(|index| [index as u8 + 1; PAGE_SIZE]).collect();

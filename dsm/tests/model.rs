@@ -237,10 +237,14 @@ impl World {
                     self.wake(node, page);
                 }
                 Action::Zap(page) => self.frame(node, page).rights = None,
-                Action::Store(page) => {
+                Action::Store(page) | Action::Place(page) => {
                     let Input::Message { message, .. } = input else { panic!("bytes of nothing") };
                     let nth = run_pages(message.page(), message.pages()).position(|(_, p)| p == page);
                     self.frame(node, page).value = bytes[nth.expect("a page of the message")];
+                    if action == Action::Place(page) {
+                        self.frame(node, page).rights = Some(Access::Read);
+                        self.wake(node, page);
+                    }
                 }
                 Action::Install { page, access } => {
                     self.frame(node, page).rights = Some(access);

@@ -282,6 +282,27 @@ impl SliceMemory {
         stored.map_err(|e| Error::from_os("writing a memfd", e))
     }
 
+    /// [`SliceMemory::store_run`], and then [`SliceMemory::install_run`] to read. Pages of a window that the memfd does not have
+    /// are made, filled and mapped by one system call.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Os`].
+    pub fn place_run(&self, index: usize, bytes: &[u8]) -> Result<(), Error> {
+        let count = bytes.len() / PAGE_SIZE;
+        self.check_run(index, count)?;
+        let fresh = match self.kind {
+            SliceKind::Own => 0,
+            SliceKind::Window => self.uffd.copy_pages(self.guest.address(index * PAGE_SIZE), bytes)?,
+        };
+        // The memfd has the next one, and those after it, most likely.
+        if fresh < bytes.len() {
+            let index = index + fresh / PAGE_SIZE;
+            self.store_run(index, &bytes[fresh..])?;
+            self.install_run(index, count - fresh / PAGE_SIZE, Access::Read)?;
+        }
+        Ok(())
+    }
+
     /// Is the run of this page watched? Always so in a window.
     pub fn is_watched(&self, index: usize) -> bool {
         self.watched.get(index * PAGE_SIZE / RUN_SIZE).is_none_or(|w| w.load(Ordering::Acquire))
@@ -338,8 +359,12 @@ impl SliceMemory {
         while start < end {
             let stop = end.min((start / RUN_PAGES + 1) * RUN_PAGES);
             let mut fresh = false;
+            let whole = stop - start > 1 && self.is_populated(start, stop);
             for page in start..stop {
-                fresh |= self.watch(page)?.1;
+                fresh |= self.watch_run_of(page)?;
+                if !whole {
+                    self.touch(page);
+                }
             }
             take(self.guest.address(start * PAGE_SIZE), (stop - start) * PAGE_SIZE)?;
             if fresh {
@@ -359,18 +384,38 @@ impl SliceMemory {
     /// is a minor fault, never one that the kernel serves from a hole by itself. And: is the run watched only since now?
     fn watch(&self, index: usize) -> Result<(u64, bool), Error> {
         self.check(index)?;
-        let mut fresh = false;
+        let fresh = self.watch_run_of(index)?;
+        self.touch(index);
+        Ok((self.guest.address(index * PAGE_SIZE), fresh))
+    }
+
+    /// Has the page's run of 2 MiB watched. Is it so only since now?
+    fn watch_run_of(&self, index: usize) -> Result<bool, Error> {
         if let Some(watched) = self.watched.get(index * PAGE_SIZE / RUN_SIZE)
             && !watched.load(Ordering::Acquire)
         {
             let run = index * PAGE_SIZE / RUN_SIZE * RUN_SIZE;
             self.uffd.register(self.guest.address(run), RUN_SIZE, Watch::MinorAndProtected)?;
             watched.store(true, Ordering::Release);
-            fresh = true;
+            return Ok(true);
         }
-        // SAFETY: the alias maps all pages of the slice. The read makes the memfd allocate the page.
+        Ok(false)
+    }
+
+    /// Has the memfd allocate the page, which is one of the slice.
+    fn touch(&self, index: usize) {
+        // SAFETY: the alias maps all pages of the slice.
         unsafe { ptr::read_volatile(self.alias.at(index * PAGE_SIZE)) };
-        Ok((self.guest.address(index * PAGE_SIZE), fresh))
+    }
+
+    /// Has the memfd all pages from `start` to `stop`, which are of one run of 2 MiB, in memory?
+    fn is_populated(&self, start: usize, stop: usize) -> bool {
+        let (mut there, count) = ([0_u8; RUN_PAGES], stop - start);
+        // SAFETY: the pages are of the alias, and `there` has a byte for each.
+        let done = unsafe {
+            libc::mincore(self.alias.at(start * PAGE_SIZE).cast(), count * PAGE_SIZE, there.as_mut_ptr())
+        };
+        done == 0 && there[..count].iter().all(|page| page & 1 == 1)
     }
 
     /// The first change to pages of a run splits the huge page that maps it: the kernel unmaps all of it. The other pages
@@ -379,8 +424,9 @@ impl SliceMemory {
     fn map_neighbours(&self, start: usize, stop: usize) -> Result<(), Error> {
         let first = start / RUN_PAGES * RUN_PAGES;
         let address = |page: usize| self.guest.address(page * PAGE_SIZE);
-        self.uffd.map_run(address(first), (start - first) * PAGE_SIZE)?;
-        self.uffd.map_run(address(stop), (first + RUN_PAGES - stop) * PAGE_SIZE)
+        self.uffd.map_pages(address(first), (start - first) * PAGE_SIZE, false)?;
+        self.uffd.map_pages(address(stop), (first + RUN_PAGES - stop) * PAGE_SIZE, false)?;
+        Ok(())
     }
 }
 

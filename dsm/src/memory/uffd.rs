@@ -22,6 +22,7 @@ const REGISTER_WP: u64 = 1 << 1;
 const REGISTER_MINOR: u64 = 1 << 2;
 const WRITEPROTECT_WP: u64 = 1 << 0;
 const CONTINUE_WP: u64 = 1 << 1;
+const COPY_WP: u64 = 1 << 1;
 
 /// The features that the back end cannot do without: bit, name, first kernel that has it.
 const NEEDED: [(u64, &str, &str); 5] = [
@@ -63,6 +64,17 @@ struct RangeMode {
     mode: u64,
 }
 
+/// `struct uffdio_copy`.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+struct CopyPages {
+    target: u64,
+    source: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
 /// `struct uffd_msg` for a page fault, 32 bytes.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
@@ -78,6 +90,7 @@ ioctl_io_nr!(USERFAULTFD_IOC_NEW, UFFD_TYPE, 0x00);
 ioctl_iowr_nr!(UFFDIO_API, UFFD_TYPE, 0x3f, Api);
 ioctl_iowr_nr!(UFFDIO_REGISTER, UFFD_TYPE, 0x00, RangeModeResult);
 ioctl_ior_nr!(UFFDIO_WAKE, UFFD_TYPE, 0x02, Range);
+ioctl_iowr_nr!(UFFDIO_COPY, UFFD_TYPE, 0x03, CopyPages);
 ioctl_iowr_nr!(UFFDIO_WRITEPROTECT, UFFD_TYPE, 0x06, RangeMode);
 ioctl_iowr_nr!(UFFDIO_CONTINUE, UFFD_TYPE, 0x07, RangeModeResult);
 ioctl_iowr_nr!(UFFDIO_POISON, UFFD_TYPE, 0x08, RangeModeResult);
@@ -249,45 +262,45 @@ impl Uffd {
             let range = Range { start: address + done as u64, len: (len - done) as u64 };
             let mut arg = RangeModeResult { range, mode, result: 0 };
             // SAFETY: RangeModeResult has the layout of `struct uffdio_continue`.
-            if unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg) } >= 0 {
-                return Ok(len);
-            }
-            let error = io::Error::last_os_error();
-            // A part of the range is EAGAIN too, and the result says how much.
-            match (error.raw_os_error(), usize::try_from(i64::from_ne_bytes(arg.result.to_ne_bytes()))) {
-                (_, Ok(mapped)) if mapped > 0 => done += mapped,
-                (Some(libc::EAGAIN | libc::EINTR), _) => std::thread::yield_now(),
-                (Some(libc::EEXIST | libc::EFAULT), _) => return Ok(done),
-                _ => return Err(Error::from_os("UFFDIO_CONTINUE", error)),
+            let result = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg) };
+            match advanced(result, arg.result.cast_signed()) {
+                Advance::All => return Ok(len),
+                Advance::By(mapped) => done += mapped,
+                Advance::Again => std::thread::yield_now(),
+                Advance::Stopped => return Ok(done),
+                Advance::Failed(error) => return Err(Error::from_os("UFFDIO_CONTINUE", error)),
             }
         }
         Ok(len)
     }
 
-    /// Maps pages of the memfd, writable, from `address` on until `len` bytes are mapped, or one page is mapped already, or
-    /// the memfd has none: that is no error.
+    /// Gives the memfd pages with `bytes`, maps them write-protected at `address`, and wakes those who wait for them; says how
+    /// many bytes were copied before a page that the memfd has already.
     ///
     /// # Errors
     /// [`Error::Os`] with the kernel's reason.
-    pub fn map_run(&self, mut address: u64, len: usize) -> Result<(), Error> {
-        let end = address + len as u64;
-        while address < end {
-            let mut arg =
-                RangeModeResult { range: Range { start: address, len: end - address }, mode: 0, result: 0 };
-            // SAFETY: RangeModeResult has the layout of `struct uffdio_continue`.
-            if unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg) } >= 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            // A part of the range is EAGAIN too, and the result says how much.
-            match (error.raw_os_error(), i64::from_ne_bytes(arg.result.to_ne_bytes())) {
-                (_, mapped) if mapped > 0 => address += mapped.unsigned_abs(),
-                (Some(libc::EAGAIN), _) => std::thread::yield_now(),
-                (Some(libc::EEXIST | libc::EFAULT), _) => return Ok(()),
-                _ => return Err(Error::from_os("UFFDIO_CONTINUE", error)),
+    pub fn copy_pages(&self, address: u64, bytes: &[u8]) -> Result<usize, Error> {
+        let len = bytes.len() / PAGE_SIZE * PAGE_SIZE;
+        let mut done = 0;
+        while done < len {
+            let mut arg = CopyPages {
+                target: address + done as u64,
+                source: bytes[done..].as_ptr() as u64,
+                len: (len - done) as u64,
+                mode: COPY_WP,
+                copied: 0,
+            };
+            // SAFETY: CopyPages has the layout of `struct uffdio_copy`, and its source is as long as it says.
+            let result = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_COPY(), &mut arg) };
+            match advanced(result, arg.copied) {
+                Advance::All => return Ok(len),
+                Advance::By(copied) => done += copied,
+                Advance::Again => std::thread::yield_now(),
+                Advance::Stopped => return Ok(done),
+                Advance::Failed(error) => return Err(Error::from_os("UFFDIO_COPY", error)),
             }
         }
-        Ok(())
+        Ok(len)
     }
 
     /// Makes every later access to the unmapped page at `address` a SIGBUS, and wakes those who wait. `Ok(false)`:
@@ -338,6 +351,31 @@ impl Uffd {
 impl AsRawFd for Uffd {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+}
+
+/// What an ioctl over a range has done.
+enum Advance {
+    All,
+    /// So many bytes.
+    By(usize),
+    Again,
+    /// The next page is there already, or not there.
+    Stopped,
+    Failed(io::Error),
+}
+
+fn advanced(result: i32, bytes: i64) -> Advance {
+    if result >= 0 {
+        return Advance::All;
+    }
+    let error = io::Error::last_os_error();
+    // A part of the range is EAGAIN too.
+    match (error.raw_os_error(), usize::try_from(bytes)) {
+        (_, Ok(bytes)) if bytes > 0 => Advance::By(bytes),
+        (Some(libc::EAGAIN | libc::EINTR), _) => Advance::Again,
+        (Some(libc::EEXIST | libc::EFAULT), _) => Advance::Stopped,
+        _ => Advance::Failed(error),
     }
 }
 

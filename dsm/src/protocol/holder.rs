@@ -126,7 +126,7 @@ impl Node {
     /// An access to another node's page waits.
     pub(super) fn holder_fault(&mut self, page: PageNo, home: NodeId, access: Access, step: &mut Step) {
         let (config, home_is_dead) = (self.config, self.dead.contains(&home));
-        let copy = self.copies.entry(page).or_insert_with(Copy::new);
+        let copy = self.copies.get_or_insert_with(page, Copy::new);
         copy.missed = copy.turn != 0;
         match copy.allows() {
             _ if copy.is_lost() => step.actions.push(Action::Poison(page)),
@@ -204,7 +204,7 @@ impl Node {
         let ticket = self.last_ticket + 1;
         self.last_ticket += u64::from(u64::BITS);
         for (n, page) in super::message::run_pages(first, bits) {
-            let copy = self.copies.entry(page).or_insert_with(Copy::new);
+            let copy = self.copies.get_or_insert_with(page, Copy::new);
             copy.marker = mark && page == marker;
             copy.wanted =
                 Some(Wanted { access: Access::Read, hold: false, ticket: ticket + n, held: 0, run: true });
@@ -320,8 +320,9 @@ impl Node {
             };
             let waited_for = copy.wanted.is_some_and(|w| w.hold);
             if given >> n & 1 == 1 {
-                step.actions.push(Action::Store(page));
-                came.push((n, page, waited_for || !copy.marker));
+                let mapped = waited_for || !copy.marker;
+                step.actions.push(if mapped { Action::Place(page) } else { Action::Store(page) });
+                came.push((n, page, mapped));
             } else {
                 copy.wanted = None;
                 copy.marker = false;
@@ -332,9 +333,6 @@ impl Node {
                 }
             }
         }
-        // All maps after all bytes: neighbours are mapped at once.
-        let installs = came.iter().filter(|&&(.., map)| map);
-        step.actions.extend(installs.map(|&(_, page, _)| Action::Install { page, access: Access::Read }));
         for &(n, page, mapped) in &came {
             let config = self.config;
             if let Some(copy) = self.copies.get_mut(&page) {
@@ -569,7 +567,7 @@ impl Node {
     /// What was asked of a dead home is lost; copies that are here stay as they are.
     pub(super) fn holder_node_died(&mut self, dead: NodeId, step: &mut Step) {
         let slices = self.config.slices;
-        for (&page, copy) in self.copies.iter_mut().filter(|(page, _)| slices.home(**page) == Some(dead)) {
+        for (page, copy) in self.copies.iter_mut().filter(|(page, _)| slices.home(*page) == Some(dead)) {
             copy.revoked = None;
             if copy.wanted.take().is_some() {
                 copy.state = State::Lost;

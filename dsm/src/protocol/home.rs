@@ -1,9 +1,10 @@
 //! The home's side: the directory of the own slice.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::message::{RUN_DATA_PAGES, run_pages};
 use super::pace::Pace;
+use super::sharers::Sharers;
 use super::{Action, Message, Node, Refusal, Step, version};
 use crate::types::{Access, NodeId, PageNo};
 
@@ -30,7 +31,7 @@ enum State {
     /// Only the home has it.
     Home,
     /// The home and these may read. Never empty while the page is not busy.
-    Shared(BTreeMap<NodeId, Given>),
+    Shared(Sharers<Given>),
     /// Only this node has it, and may write.
     Remote(NodeId, Given),
     /// The only copy died.
@@ -58,7 +59,7 @@ struct Busy {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Waits {
     /// Acknowledgements from these.
-    Acks(BTreeMap<NodeId, Given>),
+    Acks(Sharers<Given>),
     /// The owner, which was told to give the page to the asker.
     Owner { node: NodeId, ticket: u64, keep: bool },
     /// The asker: the owner died, and may or may not have given it the page, which has this version if it is one to read.
@@ -119,7 +120,7 @@ impl Entry {
             Some(Waits::Acks(_)) => self.asker().is_some_and(|r| r.is_by(from)),
             None => match &self.state {
                 State::Remote(node, _) => *node == from,
-                State::Shared(sharers) => access == Access::Read && sharers.contains_key(&from),
+                State::Shared(sharers) => access == Access::Read && sharers.has(from),
                 State::Home | State::Lost | State::Buried => false,
             },
         };
@@ -232,7 +233,7 @@ impl Node {
         if self.directory.get(&page).is_some_and(|entry| entry.has_or_asks(from, access)) {
             return step.refuse(Refusal::Duplicate);
         }
-        let entry = self.directory.entry(page).or_insert_with(Entry::new);
+        let entry = self.directory.get_or_insert_with(page, Entry::new);
         entry.queue.push_back(Request { by: By::Node { node: from, ticket, held }, access });
         self.pump(page, step);
     }
@@ -257,7 +258,7 @@ impl Node {
                 continue;
             }
             let config = self.config;
-            let entry = self.directory.entry(page).or_insert_with(Entry::new);
+            let entry = self.directory.get_or_insert_with(page, Entry::new);
             if entry.version == 0 {
                 if fresh == 0 {
                     self.last_version += 1;
@@ -282,7 +283,7 @@ impl Node {
             let free = entry.busy.is_none() && entry.queue.is_empty();
             free && match &entry.state {
                 State::Home => now >= entry.held_until,
-                State::Shared(sharers) => !sharers.contains_key(&from),
+                State::Shared(sharers) => !sharers.has(from),
                 State::Remote(..) | State::Lost | State::Buried => false,
             }
         })
@@ -297,13 +298,13 @@ impl Node {
         step: &mut Step,
     ) {
         match &mut entry.state {
-            State::Shared(sharers) => drop(sharers.insert(to, given)),
+            State::Shared(sharers) => sharers.insert(to, given),
             state => {
                 if entry.mapped {
                     entry.pace.lost(config, step.now);
                     step.actions.push(Action::Protect(page));
                 }
-                *state = State::Shared(BTreeMap::from([(to, given)]));
+                *state = State::Shared(Sharers::one(to, given));
             }
         }
     }
@@ -386,8 +387,10 @@ impl Node {
             }
             State::Shared(sharers) if request.access == Access::Write => {
                 let mut others = sharers;
-                others.retain(|&node, _| !request.is_by(node));
-                for (&to, &Given { ticket, .. }) in &others {
+                if let By::Node { node, .. } = request.by {
+                    others.remove(node);
+                }
+                for (to, &Given { ticket, .. }) in others.iter() {
                     step.send(to, Message::Invalidate { page, ticket });
                 }
                 if request.by != By::Cell {
@@ -450,10 +453,10 @@ impl Node {
         else {
             return step.refuse(Refusal::Unexpected);
         };
-        if acks.get(&from).is_none_or(|given| given.ticket != ticket) {
+        if acks.get(from).is_none_or(|given| given.ticket != ticket) {
             return step.refuse(Refusal::Unexpected);
         }
-        acks.remove(&from);
+        acks.remove(from);
         if acks.is_empty() {
             self.all_acked(page, step);
         }
@@ -499,7 +502,7 @@ impl Node {
                     return step.refuse(Refusal::State);
                 }
                 let by = Some(from);
-                let mut sharers = BTreeMap::from([(from, Given { ticket, by: None })]);
+                let mut sharers = Sharers::one(from, Given { ticket, by: None });
                 let mut done = false;
                 if let (true, Some(Request { by: By::Node { node, ticket, .. }, .. })) = (kept, asker) {
                     sharers.insert(node, Given { ticket, by });
@@ -508,15 +511,15 @@ impl Node {
                 (owned, sharers, done)
             }
             // The asker had it, and has given it back already; the owner's word is still on its way.
-            Some(Waits::Owner { keep: false, .. }) if from_asker && !kept => (owned, BTreeMap::new(), true),
+            Some(Waits::Owner { keep: false, .. }) if from_asker && !kept => (owned, Sharers::none(), true),
             Some(&Waits::Asker { version, .. }) if from_asker && kept && version != 0 => {
-                (version, BTreeMap::from([(from, Given { ticket, by: None })]), true)
+                (version, Sharers::one(from, Given { ticket, by: None }), true)
             }
-            Some(&Waits::Asker { version: 0, .. }) if from_asker && !kept => (owned, BTreeMap::new(), true),
+            Some(&Waits::Asker { version: 0, .. }) if from_asker && !kept => (owned, Sharers::none(), true),
             None if !kept
                 && matches!(entry.state, State::Remote(n, g) if n == from && g.ticket == ticket) =>
             {
-                (owned, BTreeMap::new(), true)
+                (owned, Sharers::none(), true)
             }
             _ => return step.refuse(Refusal::State),
         };
@@ -567,7 +570,7 @@ impl Node {
         match (&mut entry.busy, &mut entry.state) {
             // The invalidation that is under way to it will be acknowledged.
             (Some(Busy { waits: Waits::Acks(acks), .. }), _)
-                if acks.get(&from).is_some_and(|given| given.ticket == ticket) => {}
+                if acks.get(from).is_some_and(|given| given.ticket == ticket) => {}
             // The asker had its copy to read from the owner, whose word is still on its way.
             (Some(Busy { request, waits: Waits::Owner { keep: true, .. } }), _)
                 if request.is_some_and(|r| r.is(from, ticket)) =>
@@ -587,8 +590,8 @@ impl Node {
             {
                 self.has_died(page, step);
             }
-            (_, State::Shared(sharers)) if sharers.get(&from).is_some_and(|g| g.ticket == ticket) => {
-                sharers.remove(&from);
+            (_, State::Shared(sharers)) if sharers.get(from).is_some_and(|g| g.ticket == ticket) => {
+                sharers.remove(from);
                 self.unless_shared(page, step);
             }
             (_, State::Lost | State::Buried) => {}
@@ -632,7 +635,7 @@ impl Node {
 
     /// Another node died: see the rules of the [module](super).
     pub(super) fn home_node_died(&mut self, dead: NodeId, step: &mut Step) {
-        let pages: Vec<PageNo> = self.directory.keys().copied().collect();
+        let pages: Vec<PageNo> = self.directory.keys().collect();
         for page in pages {
             self.forget_dead(page, dead, step);
             self.unless_shared(page, step);
@@ -650,8 +653,8 @@ impl Node {
         }
         // What the dead were to send may not have come; who has it says nothing.
         if let State::Shared(sharers) = &mut entry.state {
-            sharers.remove(&dead);
-            for (&to, given) in sharers.iter_mut().filter(|(_, given)| given.by == Some(dead)) {
+            sharers.remove(dead);
+            for (to, given) in sharers.iter_mut().filter(|(_, given)| given.by == Some(dead)) {
                 given.by = None;
                 step.send(to, Message::Ask { page, ticket: given.ticket, confirm: false });
             }
@@ -673,7 +676,7 @@ impl Node {
         };
         match waits {
             Waits::Acks(acks) => {
-                let was_waited_for = acks.remove(&dead).is_some();
+                let was_waited_for = acks.remove(dead);
                 if was_waited_for && acks.is_empty() {
                     self.all_acked(page, step);
                 }

@@ -62,6 +62,8 @@ mod holder;
 mod home;
 mod message;
 mod pace;
+mod pages;
+mod sharers;
 mod stream;
 mod window;
 
@@ -70,6 +72,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::types::{Access, NodeId, PageNo};
 use holder::{Answer, Copy};
 use home::Entry;
+use pages::Pages;
 use stream::Streams;
 
 pub use message::{Message, RUN_DATA_PAGES, RUN_PAGES, TICKET_MAX, run_pages, version};
@@ -201,6 +204,8 @@ pub enum Action {
     Zap(PageNo),
     /// Put the bytes of the message being handled, those of this page, into the page.
     Store(PageNo),
+    /// [`Action::Store`], and then [`Action::Install`] to read: the page comes with its bytes.
+    Place(PageNo),
     /// The page is about to be written, and is soon asked for by others: its bytes have this version still, and what changes
     /// from now on is worth knowing.
     Twin {
@@ -273,9 +278,9 @@ impl Refusal {
 pub struct Node {
     config: Config,
     /// Pages whose home this node is and that are not plainly `Home`.
-    directory: BTreeMap<PageNo, Entry>,
+    directory: Pages<Entry>,
     /// Pages of other homes that this node has or waits for.
-    copies: BTreeMap<PageNo, Copy>,
+    copies: Pages<Copy>,
     dead: BTreeSet<NodeId>,
     /// The last request's ticket.
     last_ticket: u64,
@@ -311,8 +316,8 @@ impl Node {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            directory: BTreeMap::new(),
-            copies: BTreeMap::new(),
+            directory: Pages::default(),
+            copies: Pages::default(),
             dead: BTreeSet::new(),
             last_ticket: 0,
             last_version: 0,

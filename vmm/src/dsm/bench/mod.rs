@@ -153,13 +153,19 @@ fn answer_bytes(want: u8) -> usize {
     }
 }
 
+/// The 64 bytes that ask for something.
+fn raw_request(want: u8) -> [u8; SHORT] {
+    let mut request = [0; SHORT];
+    request[0] = want;
+    request
+}
+
 /// One raw request and its answer; how long that took, in nanoseconds.
 fn raw_round_trip(raw: &mut TcpStream, want: u8) -> anyhow::Result<u64> {
-    let (mut request, mut reply) = ([0; SHORT], vec![0; 64 << 10]);
-    request[0] = want;
+    let mut reply = vec![0; 64 << 10];
     let mut left = answer_bytes(want);
     let start = Instant::now();
-    raw.write_all(&request)?;
+    raw.write_all(&raw_request(want))?;
     while left > 0 {
         let room = left.min(reply.len());
         left -= match raw.read(&mut reply[..room])? {

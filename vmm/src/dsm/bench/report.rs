@@ -146,14 +146,14 @@ impl Report {
         self.text_faults(&mut out);
         let _ = writeln!(
             out,
-            "\n{:<30} {:>9}   {:<21} {:>9}   {:>5} {:>5} {:>5}",
+            "\n{:<30} {:>9}   {:<25} {:>9}   {:>5} {:>5} {:>5}",
             "measure", "MiB/s", "unit", "MiB/s", "ratio", "bar", "aim"
         );
         for t in &self.throughput {
             let (mine, unit) = (t.mib_per_s(&t.took), t.mib_per_s(&t.unit_took));
             let _ = writeln!(
                 out,
-                "{:<30} {mine:>9.0}   {:<21} {unit:>9.0}   {:>5.2} {:>5.1} {:>5.1}",
+                "{:<30} {mine:>9.0}   {:<25} {unit:>9.0}   {:>5.2} {:>5.1} {:>5.1}",
                 t.name,
                 t.unit,
                 t.ratio(),
