@@ -1,6 +1,6 @@
 //! Memory that processes of several cells share, as a program sees it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::cluster::{Bench, Cluster};
 
@@ -14,6 +14,27 @@ fn passes(cluster: &Cluster<'_>, program: &str, arguments: &[&str]) -> Result<()
 /// The classic litmus programs, by processes in two cells.
 pub fn litmus(cluster: &Cluster<'_>) -> Result<()> {
     passes(cluster, "litmus", &["2", "5"])
+}
+
+/// What faults between cells cost is measured, with a yardstick of the same run, and told as tables or JSON.
+pub fn bench(cluster: &Cluster<'_>) -> Result<()> {
+    let said = cluster.run("bench", &["dsm", "--cells", "--rounds", "1", "--json"])?;
+    let report: serde_json::Value = serde_json::from_str(&said).context("bench dsm --cells --json")?;
+    for (number, name) in ["read fault, page at home", "write upgrade, one sharer"].iter().enumerate() {
+        let measure = &report["faults"][number];
+        let count = |what: &str| measure[what]["count"].as_u64();
+        ensure!(measure["measure"] == *name, "{said}");
+        ensure!((count("fault"), count("raw")) == (Some(64), Some(64)), "a pair for each page: {measure}");
+        ensure!(measure["ratio_p50"].as_f64() > Some(0.0), "{measure}");
+    }
+    let read = &report["throughput"][0];
+    ensure!(read["measure"] == "sequential read" && read["ratio"].as_f64() > Some(0.0), "{read}");
+    ensure!(report["sharing"].as_array().is_some_and(|patterns| patterns.len() == 3), "{said}");
+    for wrong in [["dsm", "--cells", "--rounds", "101"], ["net", "--cells", "--rounds", "1"]] {
+        let output = cluster.output("bench", &wrong)?;
+        ensure!(output.status.code() == Some(2), "{wrong:?} ended with {}", output.status);
+    }
+    Ok(())
 }
 
 /// Four cells, each with little memory for the pages of the others: all is still there, and the bound holds.

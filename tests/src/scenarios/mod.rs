@@ -82,6 +82,7 @@ pub const ALL: &[Scenario] = &[
     shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
     shared("mig_7_heap100_eagerly_there_and_back", moving::heap_eager),
     shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred),
+    shared("dsm_what_faults_between_cells_cost_is_measured", coherence::bench),
     shared("dsm_5_futexes_wake_across_cells_with_exact_counts", futex::operations),
     shared("dsm_5_process_shared_pthread_objects_work_across_cells", futex::posix),
     shared("bad_input_is_refused_with_a_reason", bad_input::refusals),

@@ -3,13 +3,14 @@
 use clap::ValueEnum;
 
 use super::show::say;
-use super::{Outcome, bench_boot, bench_migrate};
+use super::{BenchArgs, Fail, Outcome, bench_boot, bench_cluster, bench_migrate, exit};
 use crate::{dsm, io};
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// Coherent memory: page faults between processes over raw round trips of the same processes; needs no cluster
+    /// Coherent memory: page faults between processes over raw round trips of the same processes; needs no cluster. With
+    /// --cells: between the cells of one, over messages between the same cells
     Dsm,
     /// The switch and the gateway against the machine's loopback; needs no cluster
     Net,
@@ -20,8 +21,13 @@ pub enum What {
 }
 
 /// `bench`.
-pub fn run(what: What, rounds: Option<u32>, json: bool, cluster: Option<&str>) -> Outcome {
+pub fn run(args: &BenchArgs, cluster: Option<&str>) -> Outcome {
+    let (what, rounds, json) = (args.what, args.rounds, args.json.json);
+    if args.cells && what != What::Dsm {
+        return Err(Fail::new(exit::USAGE, "--cells is for bench dsm"));
+    }
     let text = match what {
+        What::Dsm if args.cells => bench_cluster::dsm(rounds, json, cluster)?,
         What::Dsm => {
             let mut args = dsm::bench::BenchArgs { json, ..Default::default() };
             args.rounds = rounds.unwrap_or(args.rounds);

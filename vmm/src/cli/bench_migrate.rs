@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use ssi_proto::frame::{Frame, Kind};
 use ssi_proto::request::{Exec, Request, Signal, Started};
 
-use super::state::{State, refusal};
+use super::bench_cluster::Cluster;
+use super::state::refusal;
 use super::{Fail, exit};
 use crate::control::Client;
 use crate::worker::{Stop, Worker};
@@ -48,20 +49,13 @@ impl Drop for Program {
     }
 }
 
-/// Sessions with one cluster.
-struct Cluster<'a> {
-    state: State,
-    name: Option<&'a str>,
-}
+/// What a benchmark of moves asks of a cluster.
+struct Mover<'a>(Cluster<'a>);
 
-impl Cluster<'_> {
-    fn session(&self) -> Result<Client, Fail> {
-        Ok(self.state.session(self.name)?.0)
-    }
-
+impl Mover<'_> {
     /// Starts a test program in cell 0 and waits until it has printed something: its memory is touched then.
     fn start(&self, program: &str) -> Result<Program, Fail> {
-        let session = self.session()?;
+        let session = self.0.session()?;
         let argv = vec![program.to_owned()];
         let started: Started =
             session.ask(&Request::Exec(Exec { argv, ..Exec::default() })).map_err(refusal)?;
@@ -87,24 +81,13 @@ impl Cluster<'_> {
 
     /// What the kernel of `cell` says of the last move of `pid`; nothing if it does not know the process.
     fn facts(&self, pid: u32, cell: u32) -> Result<Facts, Fail> {
-        let session = self.session()?;
-        let argv = vec!["cat".to_owned(), format!("/proc/ssi/{pid}/stat")];
-        let _: Started =
-            session.ask(&Request::Exec(Exec { argv, cell, ..Exec::default() })).map_err(refusal)?;
-        let mut out = Vec::new();
-        while let Some(frame) = session.receive()? {
-            match frame.kind {
-                Kind::Stdout => out.extend_from_slice(&frame.payload),
-                Kind::Exit => break,
-                _ => {}
-            }
-        }
-        Ok(facts_of(&String::from_utf8_lossy(&out)))
+        let path = format!("/proc/ssi/{pid}/stat");
+        Ok(facts_of(&self.0.run(cell, &["cat", &path])?.stdout))
     }
 
     /// Moves `pid` and returns what was measured, once its last page has arrived.
     fn go(&self, pid: u32, cell: u32, eager: bool) -> Result<Facts, Fail> {
-        self.session()?.ask_with(&Request::Migrate { pid, cell, eager }, |_| {}).map_err(refusal)?;
+        self.0.session()?.ask_with(&Request::Migrate { pid, cell, eager }, |_| {}).map_err(refusal)?;
         let deadline = Instant::now() + MOVE_WITHIN;
         loop {
             // Source and destination each know a part.
@@ -144,7 +127,7 @@ fn median(all: &[Facts], key: &str) -> u64 {
 
 /// Measures, and returns what to print.
 pub fn run(rounds: u32, json: bool, name: Option<&str>) -> Result<String, Fail> {
-    let cluster = Cluster { state: State::open()?, name };
+    let cluster = Mover(Cluster::open(name)?);
     let mut rows = Vec::new();
     for program in PROGRAMS {
         for (mode, eager) in [("lazy", false), ("eager", true)] {

@@ -14,6 +14,8 @@ use crate::machine::devrun;
 mod bench;
 /// Boots, over QEMU's microvm.
 mod bench_boot;
+/// Programs in cells, for benchmarks.
+mod bench_cluster;
 /// Moves of processes.
 mod bench_migrate;
 /// Serial consoles.
@@ -305,6 +307,9 @@ struct BenchArgs {
     /// How often; each benchmark has its own default
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
+    /// With dsm: between the cells of a cluster that runs, by a program in them
+    #[arg(long)]
+    cells: bool,
     #[command(flatten)]
     json: Json,
 }
@@ -362,7 +367,7 @@ pub fn main() -> ExitCode {
         Command::Down => down::run(cluster),
         Command::List(json) => show::list(json.json),
         Command::Doctor(json) => doctor::run(json.json),
-        Command::Bench(args) => bench::run(args.what, args.rounds, args.json.json, cluster),
+        Command::Bench(args) => bench::run(&args, cluster),
         Command::Io(args) => process::io(&args),
         Command::Node { process, node } => process::node(&process, node),
         Command::DevRun(args) => match devrun::run(&args) {

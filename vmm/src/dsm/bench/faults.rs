@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ssi_dsm::Access;
 
-use super::report::{Measure, Report, Samples, Unit};
+use super::report::{Measure, Report, Samples, Unit, goal};
 use super::{HOME, OWNER, WANT_PAGE, WANT_SHORT, nanoseconds, raw_round_trip, take};
 use crate::dsm::rig::Rig;
 
@@ -50,9 +50,9 @@ pub(super) fn measure(
     let page = Unit { name: "raw 4 KiB round trip", samples: raw_page };
     let short = Unit { name: "raw 64 B round trip", samples: raw_short };
     report.faults = vec![
-        Measure { name: "read fault, page at home", samples: read, unit: page.clone(), bar: 1.5, aim: 1.2 },
-        Measure { name: "write upgrade, one sharer", samples: upgrade, unit: short, bar: 2.0, aim: 1.5 },
-        Measure { name: "write steal from a third node", samples: steal, unit: page, bar: 3.0, aim: 2.0 },
+        Measure { name: "read fault, page at home", samples: read, unit: page.clone(), goal: goal(1.5, 1.2) },
+        Measure { name: "write upgrade, one sharer", samples: upgrade, unit: short, goal: goal(2.0, 1.5) },
+        Measure { name: "write steal from a third node", samples: steal, unit: page, goal: goal(3.0, 2.0) },
     ];
     Ok(())
 }

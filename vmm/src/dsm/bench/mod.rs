@@ -4,6 +4,7 @@
 //! Three nodes ([`rig`](super::rig)): node 1 is the process that measures, node 0 is the home of the pages, node 2 an owner to steal
 //! from. Each has processors of its own. Raw round trips and faults alternate, so that what else the machine does meets both.
 
+mod cells;
 mod faults;
 mod report;
 mod sharing;
@@ -22,6 +23,8 @@ use ssi_dsm::{Access, NodeId};
 use super::rig::{self, Layout, Program, Rig, RigNode};
 use super::{HOLD_MAX_US, PREFETCH_PAGES, measured_hold_us};
 use report::Report;
+
+pub use cells::{PROGRAM as CELLS_PROGRAM, ROUNDS_MAX as CELLS_ROUNDS_MAX, report as report_of_cells};
 
 const HOME: NodeId = NodeId(0);
 const ME: NodeId = NodeId(1);

@@ -17,7 +17,16 @@ impl Samples {
         self.0.append(&mut other.0);
     }
 
-    fn percentile(&self, percent: usize) -> u64 {
+    /// One.
+    pub(super) fn of(ns: u64) -> Self {
+        Self(vec![ns])
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn percentile(&self, percent: usize) -> u64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
         sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
@@ -67,14 +76,32 @@ pub(super) struct Unit {
     pub(super) samples: Samples,
 }
 
+/// What is asked of a measure, and what is hoped for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Goal {
+    pub(super) bar: f64,
+    pub(super) aim: f64,
+}
+
+pub(super) fn goal(bar: f64, aim: f64) -> Option<Goal> {
+    Some(Goal { bar, aim })
+}
+
+/// Bar and aim, for a table.
+fn show_goal(goal: Option<Goal>) -> String {
+    goal.map_or_else(
+        || format!("{:>5} {:>5}", "-", "-"),
+        |goal| format!("{:>5.1} {:>5.1}", goal.bar, goal.aim),
+    )
+}
+
 /// Faults of one kind; less is better.
 #[derive(Debug)]
 pub(super) struct Measure {
     pub(super) name: &'static str,
     pub(super) samples: Samples,
     pub(super) unit: Unit,
-    pub(super) bar: f64,
-    pub(super) aim: f64,
+    pub(super) goal: Option<Goal>,
 }
 
 /// Bytes; more is better.
@@ -85,8 +112,7 @@ pub(super) struct Throughput {
     pub(super) took: Samples,
     pub(super) unit: &'static str,
     pub(super) unit_took: Samples,
-    pub(super) bar: f64,
-    pub(super) aim: f64,
+    pub(super) goal: Option<Goal>,
 }
 
 /// Faults of several threads at once.
@@ -101,7 +127,8 @@ pub(super) struct Threads {
 #[derive(Debug)]
 pub(super) struct Sharing {
     pub(super) name: &'static str,
-    pub(super) hold_us: u64,
+    /// `None`: as the cluster has it.
+    pub(super) hold_us: Option<u64>,
     pub(super) ms: u64,
     pub(super) writes: [u64; 2],
 }
@@ -117,6 +144,11 @@ pub(super) struct Report {
 
 fn over(value: u64, unit: u64) -> f64 {
     value as f64 / unit.max(1) as f64
+}
+
+/// MiB/s, a fraction of a few not lost.
+fn rate(mib_per_s: f64) -> String {
+    format!("{mib_per_s:.0$}", usize::from(mib_per_s < 100.0) * 2)
 }
 
 fn us(ns: u64) -> String {
@@ -150,19 +182,29 @@ impl Report {
             "measure", "MiB/s", "unit", "MiB/s", "ratio", "bar", "aim"
         );
         for t in &self.throughput {
-            let (mine, unit) = (t.mib_per_s(&t.took), t.mib_per_s(&t.unit_took));
+            let [mine, unit] = [&t.took, &t.unit_took].map(|took| rate(t.mib_per_s(took)));
             let _ = writeln!(
                 out,
-                "{:<30} {mine:>9.0}   {:<25} {unit:>9.0}   {:>5.2} {:>5.1} {:>5.1}",
+                "{:<30} {mine:>9}   {:<25} {unit:>9}   {:>5.2} {}",
                 t.name,
                 t.unit,
                 t.ratio(),
-                t.bar,
-                t.aim
+                show_goal(t.goal)
             );
         }
+        self.text_threads(&mut out);
+        let _ = writeln!(out, "\ntwo nodes write             hold us   home's/ms   other's/ms");
+        for s in &self.sharing {
+            let [home, other] = s.writes.map(|writes| writes as f64 / s.ms as f64);
+            let hold = s.hold_us.map_or_else(|| "-".to_owned(), |us| us.to_string());
+            let _ = writeln!(out, "{:<27} {hold:>7} {home:>11.1} {other:>12.1}", s.name);
+        }
+        out
+    }
+
+    fn text_threads(&self, out: &mut String) {
+        let Some(one) = self.threads.first().map(Threads::per_s) else { return };
         let _ = writeln!(out, "\nfaulting threads  faults/s  of one thread's   p50 us   p99 us");
-        let one = self.threads.first().map_or(1.0, Threads::per_s);
         for t in &self.threads {
             let (p50, p99) = (us(t.samples.percentile(50)), us(t.samples.percentile(99)));
             let _ = writeln!(
@@ -173,12 +215,6 @@ impl Report {
                 t.per_s() / one
             );
         }
-        let _ = writeln!(out, "\ntwo nodes write             hold us   home's/ms   other's/ms");
-        for s in &self.sharing {
-            let [home, other] = s.writes.map(|writes| writes as f64 / s.ms as f64);
-            let _ = writeln!(out, "{:<27} {:>7} {home:>11.1} {other:>12.1}", s.name, s.hold_us);
-        }
-        out
     }
 
     fn text_faults(&self, out: &mut String) {
@@ -204,7 +240,7 @@ impl Report {
             let (s, u) = (&m.samples, &m.unit.samples);
             let _ = writeln!(
                 out,
-                "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8}   {:<21} {:>8} {:>8}   {:>5.2} {:>5.2} {:>5.1} {:>5.1}",
+                "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8}   {:<21} {:>8} {:>8}   {:>5.2} {:>5.2} {}",
                 m.name,
                 s.0.len(),
                 us(s.min()),
@@ -217,8 +253,7 @@ impl Report {
                 us(u.percentile(99)),
                 over(s.percentile(50), u.percentile(50)),
                 over(s.percentile(99), u.percentile(99)),
-                m.bar,
-                m.aim
+                show_goal(m.goal)
             );
         }
         let _ = writeln!(out, "\nhow many faults took less than ... us");
@@ -236,13 +271,13 @@ impl Report {
             let ratio = |percent| over(m.samples.percentile(percent), m.unit.samples.percentile(percent));
             json!({
                 "measure": m.name, "fault": m.samples.json(), "unit": m.unit.name, "raw": m.unit.samples.json(),
-                "ratio_p50": ratio(50), "ratio_p99": ratio(99), "bar_p50": m.bar, "aim_p50": m.aim,
+                "ratio_p50": ratio(50), "ratio_p99": ratio(99), "bar_p50": m.goal.map(|goal| goal.bar), "aim_p50": m.goal.map(|goal| goal.aim),
             })
         };
         let throughput = |t: &Throughput| {
             json!({
                 "measure": t.name, "mib_per_s": t.mib_per_s(&t.took), "unit": t.unit,
-                "unit_mib_per_s": t.mib_per_s(&t.unit_took), "ratio": t.ratio(), "bar": t.bar, "aim": t.aim,
+                "unit_mib_per_s": t.mib_per_s(&t.unit_took), "ratio": t.ratio(), "bar": t.goal.map(|goal| goal.bar), "aim": t.goal.map(|goal| goal.aim),
             })
         };
         let threads = |t: &Threads| json!({ "threads": t.threads, "faults_per_s": t.per_s(), "fault": t.samples.json() });

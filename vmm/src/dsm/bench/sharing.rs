@@ -15,7 +15,7 @@ const MS: u64 = 300;
 /// Where the two nodes write.
 #[derive(Debug)]
 pub(super) struct Pattern {
-    name: &'static str,
+    pub(super) name: &'static str,
     page: [usize; 2],
     offset: [usize; 2],
 }
@@ -48,7 +48,12 @@ pub(super) fn measure(rig: &mut Rig, hold_us: u64, report: &mut Report) -> anyho
             Ok(())
         })?;
         let home = others.first().context("the home's count")?.parse()?;
-        report.sharing.push(Sharing { name: pattern.name, hold_us, ms: MS, writes: [home, mine] });
+        report.sharing.push(Sharing {
+            name: pattern.name,
+            hold_us: Some(hold_us),
+            ms: MS,
+            writes: [home, mine],
+        });
     }
     Ok(())
 }

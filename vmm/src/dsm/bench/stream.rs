@@ -9,7 +9,7 @@ use anyhow::Context;
 use ssi_dsm::Access;
 use ssi_dsm::memory::{PAGE_SIZE, SliceKind, SliceMemory};
 
-use super::report::{Report, Samples, Throughput};
+use super::report::{Report, Samples, Throughput, goal};
 use super::{HOME, ME, STREAM_BYTES, WANT_STREAM, nanoseconds, raw_request, raw_round_trip, take};
 use crate::dsm::rig::Rig;
 use crate::machine::Mapping;
@@ -43,8 +43,7 @@ pub(super) fn measure(
             took: faulted.clone(),
             unit,
             unit_took,
-            bar: 0.5,
-            aim: 0.9,
+            goal: goal(0.5, 0.9),
         });
     }
     Ok(())
@@ -90,8 +89,7 @@ pub(super) fn home_memory(rig: &Rig, report: &mut Report) -> anyhow::Result<()> 
         took: with,
         unit: "same loop without DSM",
         unit_took: without,
-        bar: 1.0,
-        aim: 1.0,
+        goal: goal(1.0, 1.0),
     });
     Ok(())
 }
