@@ -124,6 +124,7 @@ static struct ssi_region *new_region(struct file *file)
 		region->making = true;
 		INIT_WORK(&region->end, end_file);
 	}
+	atomic64_inc(&ssi_shared_stats.regions_made);
 	return region;
 }
 
@@ -439,23 +440,34 @@ void ssi_region_put(struct ssi_region *region)
 	}
 }
 
-/* Tells the other cells of a file's region that has just been made. 0 or -errno. */
+/*
+ * Tells the other cells of a file's region that has just been entered. 0 or -errno. One that fails is in the making until it is
+ * gone, so that nobody uses it.
+ */
 static int announce(struct ssi_region *region)
 {
-	bool cached = false;
-	int err = ssi_shared_announce(region, false, &cached);
+	struct kstat stat;
+	bool known = false;
+	int err = ssi_shared_announce(region, false, &known);
 
-	spin_lock(&region->lock);
-	region->making = false;
-	if (!err && region->yielded)
-		err = -EBUSY;
-	spin_unlock(&region->lock);
-	/* What others had written went to the server only. */
-	if (!err && cached) {
+	/* What others had written went to the server only, and so did the size. */
+	if (!err && known) {
+		vfs_getattr_nosec(&region->path, &stat, STATX_BASIC_STATS, AT_STATX_FORCE_SYNC);
 		filemap_write_and_wait(region->inode->i_mapping);
 		invalidate_inode_pages2(region->inode->i_mapping);
 	}
+	spin_lock(&region->lock);
+	if (!err && region->yielded)
+		err = -EBUSY;
+	if (!err)
+		region->making = false;
+	spin_unlock(&region->lock);
 	return err;
+}
+
+int ssi_region_ready(struct ssi_region *region)
+{
+	return READ_ONCE(region->making) ? -EINPROGRESS : 0;
 }
 
 struct file *ssi_region_writer(struct ssi_region *region)
@@ -486,32 +498,42 @@ bool ssi_region_yield(struct ssi_region *region, u32 cell)
 	return yields;
 }
 
+static void enter(struct ssi_region *region)
+{
+	spin_lock(&regions_lock);
+	region->id = (u64)ssi_this_cell() << 48 | ++last_region;
+	hash_add(regions, &region->by_id, region->id);
+	hash_add(regions_inodes, &region->by_inode, (unsigned long)region->inode);
+	set_bit(AS_SSI, &region->inode->i_mapping->flags);
+	spin_unlock(&regions_lock);
+}
+
 struct ssi_region *ssi_region_make(struct file *file)
 {
-	struct address_space *mapping = file->f_mapping;
 	struct ssi_region *region;
-	int err = 0;
+	int err;
 
 	mutex_lock(&make_lock);
-	region = ssi_region_of(mapping);
+	region = ssi_region_of(file->f_mapping);
+	err = region ? ssi_region_ready(region) : test_bit(AS_SSI_AWAY, &file->f_mapping->flags) ? -EBUSY : 0;
+	if (err) {	/* another cell's counts, or this one is about to go, because it had to yield */
+		if (region)
+			ssi_region_put(region);
+		region = ERR_PTR(-EBUSY);
+	}
 	if (region)
 		goto out;
-	if (test_bit(AS_SSI_AWAY, &mapping->flags)) {
-		region = ERR_PTR(-EBUSY);
-		goto out;
-	}
 	region = new_region(file);
 	if (!region) {
 		region = ERR_PTR(-ENOMEM);
 		goto out;
 	}
-	spin_lock(&regions_lock);
-	region->id = (u64)ssi_this_cell() << 48 | ++last_region;
-	hash_add(regions, &region->by_id, region->id);
-	hash_add(regions_inodes, &region->by_inode, (unsigned long)region->inode);
-	set_bit(AS_SSI, &mapping->flags);
-	spin_unlock(&regions_lock);
-	atomic64_inc(&ssi_shared_stats.regions_made);
+	err = ssi_shared_enter(region, enter);
+	if (err) {
+		free_region(region);
+		region = ERR_PTR(err);
+		goto out;
+	}
 	if (region->kind == SSI_SHM_KIND_FILE)
 		err = announce(region);
 	if (err) {

@@ -557,7 +557,7 @@ static void set_attributes(struct ssi_object *object, const struct ssi_shm_about
 static int ask_about(struct ssi_object *object, u16 op, struct ssi_shm_about *about)
 {
 	struct ssi_shm_id id = { .id = cpu_to_le64(object->id), .count = cpu_to_le32(1) };
-	ssize_t n = ssi_call(object->home, op, &id, sizeof(id), about, sizeof(*about), MAX_SCHEDULE_TIMEOUT);
+	ssize_t n = ssi_region_call(object->id, op, &id, sizeof(id), about, sizeof(*about));
 	u32 kind;
 
 	if (n < 0)

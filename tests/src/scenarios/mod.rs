@@ -77,6 +77,9 @@ pub const ALL: &[Scenario] = &[
     shared("dsm_5_size_holes_and_seals_reach_every_cell", |cluster| shared::program(cluster, "shm-size")),
     shared("dsm_5_mapping_calls_work_on_remote_pages", |cluster| shared::program(cluster, "shm-maps")),
     shared("dsm_5_shared_file_mappings_and_read_write_agree", |cluster| shared::program(cluster, "shm-file")),
+    shared("dsm_5_cells_that_make_a_region_of_one_file_at_once_get_one", |cluster| {
+        shared::program(cluster, "shm-race")
+    }),
     shared("dsm_5_pages_outside_of_the_slice_move_into_it", shared::low_memory),
     shared("dsm_6_a_region_lives_from_its_first_move_to_its_last_use", shared::life),
     shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
