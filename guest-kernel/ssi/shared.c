@@ -105,9 +105,10 @@ static void end_file(struct work_struct *work);
 static struct ssi_region *new_region(struct file *file)
 {
 	struct ssi_region *region = kzalloc(sizeof(*region), GFP_KERNEL_ACCOUNT);
+	struct file *own;
 
 	if (!region)
-		return NULL;
+		return ERR_PTR(-ENOMEM);
 	INIT_HLIST_NODE(&region->by_id);
 	INIT_HLIST_NODE(&region->by_inode);
 	refcount_set(&region->ref, 1);
@@ -120,7 +121,14 @@ static struct ssi_region *new_region(struct file *file)
 	path_get(&region->path);
 	region->inode = file->f_mapping->host;
 	if (region->kind == SSI_SHM_KIND_FILE) {
-		region->file = get_file(file);
+		/* Not @file itself: who moves would take it for one that another process has, too. */
+		own = dentry_open(&region->path, (file->f_mode & FMODE_WRITE ? O_RDWR : O_RDONLY) | O_LARGEFILE, current_cred());
+		if (IS_ERR(own)) {
+			path_put(&region->path);
+			kfree(region);
+			return ERR_CAST(own);
+		}
+		region->file = own;
 		region->making = true;
 		INIT_WORK(&region->end, end_file);
 	}
@@ -524,10 +532,8 @@ struct ssi_region *ssi_region_make(struct file *file)
 	if (region)
 		goto out;
 	region = new_region(file);
-	if (!region) {
-		region = ERR_PTR(-ENOMEM);
+	if (IS_ERR(region))
 		goto out;
-	}
 	err = ssi_shared_enter(region, enter);
 	if (err) {
 		free_region(region);

@@ -70,9 +70,6 @@ bool ssi_shared_file_capable(struct file *file);
 /* Must it be carried: is the file in one cell's memory? */
 bool ssi_shared_file_stays(struct file *file);
 
-/* References that a region itself holds on @file. */
-long ssi_shared_holds(struct file *file);
-
 /* A descriptor of a remote object: its ticket at the home (rfile_wire.h). False: it is none. */
 bool ssi_shared_file_ticket(struct file *file, u32 *cell, u64 *ticket);
 

@@ -411,16 +411,6 @@ void ssi_shared_put(u64 id)
 	}
 }
 
-long ssi_shared_holds(struct file *file)
-{
-	struct ssi_region *region = ssi_region_of(file->f_mapping);
-	long n = region && region->file == file;
-
-	if (region)
-		ssi_region_put(region);
-	return n;
-}
-
 struct file *ssi_shared_open(u64 id, bool write)
 {
 	struct ssi_region *region;
