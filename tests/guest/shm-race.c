@@ -7,15 +7,19 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 
 #include "shared.h"
 
 #define AGENTS 9			/* two for each cell, and the late one */
 #define PAGES (2 * AGENTS + 1)		/* each writes one by its mapping and one by write(2); the last is written before all */
+#define ALL (PAGES + 1)			/* and one for a futex */
+#define PATIENCE_S 60
 #define WORDS (PAGE / 4)
 #define LOOPS 24
 
-enum { OPEN, MOVE, FILL, LOOP, LOOK, CLOSE, END };
+enum { OPEN, MOVE, FILL, LOOP, LOOK, WAIT, WAKE, CLOSE, END };
 
 struct order {
 	int what, cell;
@@ -60,13 +64,26 @@ static void fill_own(uint32_t seed)
 	check_page(written, seed, "its own");
 }
 
+/* It has begun before there was a region; who wakes may be elsewhere, when there is one. */
+static void wait_for_word(void)
+{
+	uint32_t *word = (uint32_t *)(self.area + PAGES * PAGE);
+	struct timespec patience = { PATIENCE_S, 0 };
+
+	while (!__atomic_load_n(word, __ATOMIC_SEQ_CST))
+		CHECK(!syscall(SYS_futex, word, FUTEX_WAIT, 0, &patience, NULL, 0) || errno == EAGAIN || errno == EINTR,
+		      "process %d waits", self.me);
+}
+
 static void carry_out(const struct order *o)
 {
+	uint32_t *word = (uint32_t *)(self.area + PAGES * PAGE);
+
 	switch (o->what) {
 	case OPEN:
 		self.fd = open(o->path, O_RDWR);
 		CHECK(self.fd >= 0, "opening %s", o->path);
-		self.area = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0);
+		self.area = mmap(NULL, ALL * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0);
 		CHECK(self.area != MAP_FAILED, "mapping %s", o->path);
 		break;
 	case MOVE:
@@ -88,8 +105,15 @@ static void carry_out(const struct order *o)
 			if (o->seeds[page])
 				check_page(page, o->seeds[page], "all");
 		break;
+	case WAIT:
+		wait_for_word();
+		break;
+	case WAKE:
+		__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
+		CHECK(syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0) >= 0, "FUTEX_WAKE");
+		break;
 	case CLOSE:
-		CHECK(!munmap(self.area, PAGES * PAGE) && !close(self.fd), "unmapping");
+		CHECK(!munmap(self.area, ALL * PAGE) && !close(self.fd), "unmapping");
 		self.area = NULL;
 		self.fd = -1;
 		break;
@@ -210,7 +234,7 @@ static void make_file(long round)
 
 	snprintf(path, sizeof(path), "/var/tmp/shm-race-%d-%ld", getpid(), round);
 	fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
-	CHECK(fd >= 0 && !ftruncate(fd, PAGES * PAGE), "%s", path);
+	CHECK(fd >= 0 && !ftruncate(fd, ALL * PAGE), "%s", path);
 	memset(seeds, 0, sizeof(seeds));
 	seeds[PAGES - 1] = ++last_seed;
 	fill_words(buffer, WORDS, last_seed);
@@ -233,7 +257,9 @@ static void run_round(char *program, long round)
 		order(i, FILL, 0);
 	}
 	settle();
-	for (int i = 0; i < count; i++) {
+	/* One waits all that time; the first wakes it where it has moved to. */
+	order(count - 1, WAIT, 0);
+	for (int i = 0; i < count - 1; i++) {
 		if (i < m.cells) {
 			move(i, (i + 1 + (int)(round % (m.cells > 1 ? m.cells - 1 : 1))) % m.cells);
 		} else {
@@ -241,6 +267,7 @@ static void run_round(char *program, long round)
 			order(i, LOOP, 0);
 		}
 	}
+	order(0, WAKE, 0);
 	settle();
 	all(LOOK);
 	all(LOOP);

@@ -87,6 +87,7 @@ pub const ALL: &[Scenario] = &[
     shared("mig_1_two_hundred_moves_of_the_counter", moving::two_hundred),
     shared("dsm_5_futexes_wake_across_cells_with_exact_counts", futex::operations),
     shared("dsm_5_process_shared_pthread_objects_work_across_cells", futex::posix),
+    shared("dsm_5_futexes_in_files_work_across_cells", futex::in_files),
     shared("bad_input_is_refused_with_a_reason", bad_input::refusals),
     shared("restart_refuses_foreign_images", bad_input::foreign_images),
     own("down_leaves_nothing_and_twice_is_told", cluster_life::down_twice),
