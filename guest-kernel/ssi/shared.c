@@ -728,7 +728,7 @@ static void unmap(struct address_space *mapping, pgoff_t first, pgoff_t last, bo
 	/* Copies in private mappings: of pages too that are not lent any more. */
 	b->n = 0;
 	for (cell = 0; even_cows && cell < ssi_cells(); cell++)
-		if (ssi_region_claimed(region, cell))
+		if (cell != ssi_this_cell() && ssi_region_claimed(region, cell))
 			zap_cell(region, cell, first, last, true, b);
 	kvfree(b);
 out:

@@ -364,8 +364,12 @@ int ssi_shared_get(struct file *file, u64 *id)
 	struct inode *inode;
 
 	if (object) {
-		ihold(object->inode);
 		*id = object->id;
+		/* One of this cell's claims its region, so that it is there. */
+		if (object->home != ssi_this_cell())
+			ihold(object->inode);
+		else if (!ssi_region_get(object->id))
+			return -ESTALE;
 		return 0;
 	}
 	if (!ssi_present())

@@ -249,8 +249,11 @@ static const struct vm_operations_struct object_vm_ops = {
 int ssi_object_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct ssi_object *object = file_inode(file)->i_private;
-	int err = counts(vma) ? add_writer(object) : 0;
+	int err;
 
+	if (object->home == ssi_this_cell())
+		return ssi_object_map_here(object, file, vma);
+	err = counts(vma) ? add_writer(object) : 0;
 	if (err)
 		return err;
 	if (object->kind == SSI_SHM_KIND_SYSV) {
@@ -643,7 +646,7 @@ struct inode *ssi_object_get(u64 id)
 	struct inode *inode;
 	int err;
 
-	if (!ssi_present() || SSI_REGION_HOME(id) >= ssi_cells() || SSI_REGION_HOME(id) == ssi_this_cell())
+	if (!ssi_present() || SSI_REGION_HOME(id) >= ssi_cells())
 		return ERR_PTR(-EINVAL);
 	inode = iget5_locked(mount->mnt_sb, id, same, set, &id);
 	if (!inode)

@@ -172,6 +172,8 @@ int ssi_object_attach(struct ssi_object *object, s32 count);	/* of a System V se
 vm_fault_t ssi_object_fault(struct ssi_object *object, struct vm_fault *vmf);
 void ssi_object_set_local(struct ssi_object *object, struct inode *local);
 int ssi_object_mmap(struct file *file, struct vm_area_struct *vma);
+/* One whose home is this cell: the file itself is mapped. */
+int ssi_object_map_here(struct ssi_object *object, struct file *file, struct vm_area_struct *vma);
 
 extern struct ssi_shared_stats {
 	atomic64_t regions_made, regions_gone, lent, lent_runs, returned, objects, faults, borrowed, zaps, zapped_pages, pinned, moved_frames,

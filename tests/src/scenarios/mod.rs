@@ -80,6 +80,9 @@ pub const ALL: &[Scenario] = &[
     shared("dsm_5_cells_that_make_a_region_of_one_file_at_once_get_one", |cluster| {
         shared::program(cluster, "shm-race")
     }),
+    shared("dsm_5_an_offset_is_shared_where_the_pages_are_elsewhere", |cluster| {
+        shared::program(cluster, "shm-offset")
+    }),
     shared("dsm_5_pages_outside_of_the_slice_move_into_it", shared::low_memory),
     shared("dsm_6_a_region_lives_from_its_first_move_to_its_last_use", shared::life),
     shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
