@@ -467,9 +467,10 @@ static int announce(struct ssi_region *region)
 	spin_lock(&region->lock);
 	if (!err && region->yielded)
 		err = -EBUSY;
-	if (!err)
-		region->making = false;
+	region->making = err;
 	spin_unlock(&region->lock);
+	for (u32 cell = 0; err && cell < ssi_cells(); cell++)
+		ssi_region_unclaim(region, cell, U32_MAX);
 	return err;
 }
 

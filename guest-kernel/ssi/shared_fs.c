@@ -47,6 +47,10 @@ static DEFINE_HASHTABLE(aways, 6);	/* by ino */
 static atomic_t aways_count;
 static DECLARE_WAIT_QUEUE_HEAD(aways_change);
 
+/* What a cell answers to an announcement. */
+#define HAD_KNOWN	1	/* it has had to do with the file */
+#define HAD_MAPPED	2	/* it has it mapped, and gives a claim back once it has its own (keep()) */
+
 struct announcement {
 	__le64 id;
 	__le64 ino;
@@ -101,12 +105,11 @@ u64 ssi_shared_away(struct inode *inode)
 
 int ssi_shared_enter(struct ssi_region *region, void (*enter)(struct ssi_region *region))
 {
-	int err = 0;
+	int err;
 
 	mutex_lock(&aways_lock);
-	if (region->kind == SSI_SHM_KIND_FILE && find_away(region->inode->i_ino))
-		err = -EBUSY;
-	else
+	err = region->kind == SSI_SHM_KIND_FILE && find_away(region->inode->i_ino) ? -EBUSY : 0;
+	if (!err)
 		enter(region);
 	mutex_unlock(&aways_lock);
 	return err;
@@ -132,7 +135,11 @@ int ssi_shared_announce(struct ssi_region *region, bool gone, bool *known)
 			continue;
 		if (n < 0)
 			return n;
-		if (n == sizeof(had) && had && known)
+		if (n != sizeof(had))
+			continue;
+		if (had & cpu_to_le32(HAD_MAPPED))
+			ssi_region_claim(region, cell);
+		if (had && known)
 			*known = true;
 	}
 	return 0;
@@ -244,6 +251,44 @@ static void forget(u64 ino, u64 id)
 	wake_up_all(&aways_change);
 }
 
+static struct inode *attach(struct inode *inode, u64 id);
+
+/* A file was mapped when its pages left: this cell uses the region from then on, touched or not, as it does by new mappings. */
+struct keeping {
+	struct work_struct work;
+	struct inode *inode;
+	u64 id;
+};
+
+static void keep(struct work_struct *work)
+{
+	struct keeping *k = container_of(work, struct keeping, work);
+	struct ssi_shm_id op = { .id = cpu_to_le64(k->id), .count = cpu_to_le32(1) };
+	struct inode *object = attach(k->inode, k->id);
+
+	if (!IS_ERR(object))
+		iput(object);
+	ssi_region_call(k->id, OP_SHM_RELEASE, &op, sizeof(op), NULL, 0);
+	__ssi_away_closed(k->inode);	/* its last mapping may have gone by now */
+	iput(k->inode);
+	kfree(k);
+}
+
+/* Later: the home is ready for it when all cells have answered. False: it is not mapped. */
+static bool keep_mapped(struct inode *inode, u64 id)
+{
+	struct keeping *k;
+
+	if (!mapping_mapped(inode->i_mapping))
+		return false;
+	k = kmalloc(sizeof(*k), GFP_KERNEL | __GFP_NOFAIL);
+	ihold(inode);
+	*k = (struct keeping){ .inode = inode, .id = id };
+	INIT_WORK(&k->work, keep);
+	queue_work(system_unbound_wq, &k->work);
+	return true;
+}
+
 /*
  * Notes @fresh, unless this cell has a region for the file that does not yield: -EBUSY. @inode: the file, with a reference, or
  * NULL.
@@ -303,10 +348,12 @@ static ssize_t handle_announce(struct ssi_request *req)
 	if (err)
 		kfree(fresh);
 	wake_up_all(&aways_change);
-	*had = cpu_to_le32(!!inode);
+	*had = cpu_to_le32(inode ? HAD_KNOWN : 0);
 	if (!err && inode) {
 		drop_pages(inode);
 		ssi_futex_moved(inode);
+		if (keep_mapped(inode, id))
+			*had |= cpu_to_le32(HAD_MAPPED);
 	}
 	if (inode)
 		iput(inode);
@@ -511,7 +558,7 @@ static ssize_t ask_home(struct errand *errand, u64 id)
 	return ssi_region_call(id, errand->op, errand->body, errand->len, NULL, 0);
 }
 
-/* @body begins with the region's number, which is put there. */
+/* @body begins with the region's number. */
 static bool carry_call(struct inode *inode, u16 op, void *body, size_t len, int *result)
 {
 	struct errand errand = { .inode = inode, .ask = ask_home, .op = op, .body = body, .len = len };
@@ -523,7 +570,6 @@ static bool carry_call(struct inode *inode, u16 op, void *body, size_t len, int 
 	return away;
 }
 
-/* Holes, fsync: as for an object's file. False as above. */
 static bool carry_range(struct inode *inode, u16 op, u64 first, u64 count, u32 flags, int *result)
 {
 	struct ssi_shm_range range = {
@@ -607,7 +653,6 @@ static struct inode *attach(struct inode *inode, u64 id)
 bool __ssi_away_fault(struct vm_fault *vmf, vm_fault_t *result)
 {
 	struct inode *inode = file_inode(vmf->vma->vm_file), *object;
-
 	u64 id;
 
 	for (;;) {

@@ -257,6 +257,17 @@ static void run_round(char *program, long round)
 		order(i, FILL, 0);
 	}
 	settle();
+	/* In every other round it has a home by then: one has gone there and back, and it stays so while others have it mapped. */
+	if (round & 1) {
+		move(0, 1 % m.cells);
+		move(0, 0);
+		settle();
+		new_seeds(1);
+		order(1, FILL, 0);
+		settle();
+		order(0, LOOK, 0);
+		settle();
+	}
 	/* One waits all that time; the first wakes it where it has moved to. */
 	order(count - 1, WAIT, 0);
 	for (int i = 0; i < count - 1; i++) {
