@@ -28,10 +28,10 @@
 
 static_assert(sizeof(struct ssi_usage) == sizeof_field(struct ssi_exit, usage));
 
-/* 0: delivered. -ESRCH: it is not there. */
-static int send_to(u32 cell, pid_t pid, int sig, const kernel_siginfo_t *info)
+/* @type: PIDTYPE_PID for one that was sent to the thread, as by tgkill(2), else PIDTYPE_TGID. 0: delivered. -ESRCH: it is not there. */
+static int send_to(u32 cell, pid_t pid, int sig, const kernel_siginfo_t *info, enum pid_type type)
 {
-	struct ssi_signal msg = { .pid = pid, .sig = sig, .info = *info };
+	struct ssi_signal msg = { .pid = pid, .sig = sig, .thread = type == PIDTYPE_PID, .info = *info };
 	ssize_t n = ssi_call(cell, SSI_OP_DEPUTY_SIGNAL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
 
 	return n < 0 ? n : 0;
@@ -46,7 +46,7 @@ static bool over(struct ssi_task *st)
  * Sends a signal after the process. It may be between two cells: then the old one does not know it any more, and the new one
  * is about to say that it has it.
  */
-static void forward(struct ssi_task *st, int sig, const kernel_siginfo_t *info)
+static void forward(struct ssi_task *st, int sig, const kernel_siginfo_t *info, enum pid_type type)
 {
 	u32 moves, where;
 
@@ -55,25 +55,24 @@ static void forward(struct ssi_task *st, int sig, const kernel_siginfo_t *info)
 		where = st->where;
 		moves = st->moves;
 		spin_unlock(&st->lock);
-		if (over(st) || send_to(where, st->pid, sig, info) != -ESRCH)
+		if (over(st) || send_to(where, st->pid, sig, info, type) != -ESRCH)
 			return;
 		wait_event(st->wait, over(st) || READ_ONCE(st->moves) != moves || READ_ONCE(st->coming));
 		if (READ_ONCE(st->coming) && !over(st)) {	/* here in a moment */
-			do_send_sig_info(sig, (void *)info, current, PIDTYPE_TGID);
+			do_send_sig_info(sig, (void *)info, current, type);
 			return;
 		}
 	}
 }
 
-static int take_signal(kernel_siginfo_t *info)
+static int take_signal(kernel_siginfo_t *info, enum pid_type *type)
 {
-	enum pid_type type;
 	sigset_t but;
 	int sig;
 
 	siginitset(&but, sigmask(SIGKILL));
 	spin_lock_irq(&current->sighand->siglock);
-	sig = dequeue_signal(&but, info, &type);
+	sig = dequeue_signal(&but, info, type);
 	current->jobctl &= ~JOBCTL_STOP_DEQUEUED;
 	spin_unlock_irq(&current->sighand->siglock);
 	return sig;
@@ -176,7 +175,7 @@ static void deputy_killed(struct ssi_task *st)
 			ssi_incoming_fail(in, -EINTR, "the process was killed");
 			ssi_incoming_put(in);
 		}
-		forward(st, SIGKILL, &info);
+		forward(st, SIGKILL, &info, PIDTYPE_TGID);
 		wait_event(st->wait, over(st) || READ_ONCE(st->coming));
 	}
 	deputy_end(st);
@@ -207,6 +206,7 @@ static int come_home(struct ssi_task *st)
 static void deputy_run(struct ssi_task *st)
 {
 	kernel_siginfo_t info;
+	enum pid_type type;
 	int sig;
 
 	block_all();
@@ -223,9 +223,9 @@ static void deputy_run(struct ssi_task *st)
 				return;
 			continue;
 		}
-		sig = take_signal(&info);
+		sig = take_signal(&info, &type);
 		if (sig)
-			forward(st, sig, &info);
+			forward(st, sig, &info, type);
 	}
 }
 
@@ -237,11 +237,11 @@ static void tell_moved(struct ssi_task *st, u32 where)
 }
 
 /* To the cell where it went; if it has left that one as well, its home knows, and waits until it is somewhere. */
-static void send_after(struct ssi_task *st, u32 where, int sig, const kernel_siginfo_t *info)
+static void send_after(struct ssi_task *st, u32 where, int sig, const kernel_siginfo_t *info, enum pid_type type)
 {
-	struct ssi_kill msg = { .pid = st->pid, .sig = sig, .capable = true, .info = *info };
+	struct ssi_kill msg = { .pid = st->pid, .sig = sig, .thread = type == PIDTYPE_PID, .capable = true, .info = *info };
 
-	if (send_to(where, st->pid, sig, info) == -ESRCH)
+	if (send_to(where, st->pid, sig, info, type) == -ESRCH)
 		ssi_call(st->home, SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
 }
 
@@ -249,17 +249,18 @@ static void send_after(struct ssi_task *st, u32 where, int sig, const kernel_sig
 static void __noreturn vanish(struct ssi_task *st, u32 where)
 {
 	kernel_siginfo_t info;
+	enum pid_type type;
 	int sig;
 
 	tell_moved(st, where);
 	block_all();
-	while ((sig = take_signal(&info)))
-		send_after(st, where, sig, &info);
+	while ((sig = take_signal(&info, &type)))
+		send_after(st, where, sig, &info, type);
 	if (fatal_signal_pending(current)) {
 		clear_siginfo(&info);
 		info.si_signo = SIGKILL;
 		info.si_code = SI_USER;
-		send_after(st, where, SIGKILL, &info);
+		send_after(st, where, SIGKILL, &info, PIDTYPE_TGID);
 	}
 	ssi_task_put(st);
 	do_exit(0);
@@ -295,13 +296,13 @@ void ssi_arrive(struct ssi_task *st, u32 source)
 	ssi_tell_figures(st);
 }
 
-typedef int (*send_fn)(struct task_struct *t, int sig, struct kernel_siginfo *info);
+typedef int (*send_fn)(struct task_struct *t, int sig, struct kernel_siginfo *info, enum pid_type type);
 
 /*
  * A process that was born elsewhere and runs here gets the signal; -ENOENT if it does not: what has its PID here is about to
  * become it, or was it. Under the lock, so that leave() comes after the signal, which then follows the process, or before.
  */
-static int send_to_runner(struct task_struct *t, send_fn send, int sig, struct kernel_siginfo *info)
+static int send_to_runner(struct task_struct *t, send_fn send, int sig, struct kernel_siginfo *info, enum pid_type type)
 {
 	struct ssi_task *st = ssi_task_get(t, false);
 	int err = -ENOENT;
@@ -310,21 +311,21 @@ static int send_to_runner(struct task_struct *t, send_fn send, int sig, struct k
 		return err;
 	spin_lock(&st->lock);
 	if (st->role == SSI_RUNNER)
-		err = send(t, sig, info);
+		err = send(t, sig, info, type);
 	spin_unlock(&st->lock);
 	ssi_task_put(st);
 	return err;
 }
 
-static int send_unchecked(struct task_struct *t, int sig, struct kernel_siginfo *info)
+static int send_unchecked(struct task_struct *t, int sig, struct kernel_siginfo *info, enum pid_type type)
 {
-	return do_send_sig_info(sig, sig == SIGKILL ? SEND_SIG_PRIV : info, t, PIDTYPE_TGID);
+	return do_send_sig_info(sig, sig == SIGKILL ? SEND_SIG_PRIV : info, t, type);
 }
 
-/* As kill(2) of a process of this cell, permissions included. */
-static int send_checked(struct task_struct *t, int sig, struct kernel_siginfo *info)
+/* As kill(2) or tkill(2) of a process of this cell, permissions included. */
+static int send_checked(struct task_struct *t, int sig, struct kernel_siginfo *info, enum pid_type type)
 {
-	return kill_pid_info(sig, info, task_tgid(t));
+	return type == PIDTYPE_PID ? do_send_specific(0, task_pid_vnr(t), sig, info) : kill_pid_info(sig, info, task_tgid(t));
 }
 
 static ssize_t handle_signal_to(struct ssi_request *req)
@@ -346,7 +347,7 @@ static ssize_t handle_signal_to(struct ssi_request *req)
 		ssi_task_put(st);
 	}
 	info = s->info;
-	err = send_to_runner(t, send_unchecked, s->sig, &info);
+	err = send_to_runner(t, send_unchecked, s->sig, &info, s->thread ? PIDTYPE_PID : PIDTYPE_TGID);
 	put_task_struct(t);
 	return err == -ENOENT ? -ESRCH : err;
 }
@@ -377,11 +378,11 @@ static ssize_t handle_kill(struct ssi_request *req)
 	t = find_get_task_by_vpid(k->pid);
 	if (!t)
 		return -ESRCH;
-	err = may_kill(k, t);
+	err = k->tgid && k->tgid != task_tgid_vnr(t) ? -ESRCH : may_kill(k, t);
 	if (!err && k->sig) {
 		struct kernel_siginfo info = k->info;
 
-		err = do_send_sig_info(k->sig, &info, t, PIDTYPE_TGID);
+		err = do_send_sig_info(k->sig, &info, t, k->thread ? PIDTYPE_PID : PIDTYPE_TGID);
 	}
 	put_task_struct(t);
 	return err;
@@ -536,20 +537,25 @@ bool __ssi_foreign(pid_t pid)
 	return home != ssi_this_cell() && home < ssi_cells() && task_active_pid_ns(current) == &init_pid_ns;
 }
 
-int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
+/*
+ * A signal for @pid, of which @t is what is here, with a reference, or NULL. @tgid: the process that it has to be a thread of,
+ * 0: any.
+ */
+static int kill_foreign(struct task_struct *t, pid_t pid, pid_t tgid, int sig, struct kernel_siginfo *info, enum pid_type type)
 {
 	struct ssi_kill msg = {
 		.pid = pid,
 		.sig = sig,
+		.thread = type == PIDTYPE_PID,
+		.tgid = tgid,
 		.uid = from_kuid(&init_user_ns, current_uid()),
 		.euid = from_kuid(&init_user_ns, current_euid()),
 		.capable = capable(CAP_KILL),
 	};
-	struct task_struct *t = find_get_task_by_vpid(pid);
 	ssize_t n = -ENOENT;
 
 	if (t) {
-		n = send_to_runner(t, send_checked, sig, info);
+		n = tgid && tgid != task_tgid_vnr(t) ? -ESRCH : send_to_runner(t, send_checked, sig, info, type);
 		put_task_struct(t);
 	}
 	if (n != -ENOENT)
@@ -561,6 +567,24 @@ int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
 	if (n == -EHOSTUNREACH || n == -EINVAL)
 		return -ESRCH;
 	return n < 0 ? n : 0;
+}
+
+int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
+{
+	return kill_foreign(find_get_task_by_vpid(pid), pid, 0, sig, info, PIDTYPE_TGID);
+}
+
+int __ssi_tkill(int sig, struct kernel_siginfo *info, pid_t tgid, pid_t pid)
+{
+	return kill_foreign(find_get_task_by_vpid(pid), pid, max(tgid, 0), sig, info, PIDTYPE_PID);
+}
+
+/* A descriptor names what has the PID in this cell: when that has left, it is as if it had ended. */
+int __ssi_pidfd_kill(int sig, struct kernel_siginfo *info, struct pid *pid, enum pid_type type)
+{
+	struct task_struct *t = get_pid_task(pid, PIDTYPE_PID);
+
+	return t ? kill_foreign(t, pid_nr(pid), 0, sig, info, type) : -ESRCH;
 }
 
 pid_t __ssi_getppid(pid_t here)

@@ -59,7 +59,7 @@ static long own_refs(struct file *file)
 			n += vma->vm_file == file;
 	}
 	mmap_read_unlock(mm);
-	return n + ssi_shared_holds(file);
+	return n;
 }
 
 static bool holds_lock(struct list_head *list, struct file *file)

@@ -105,9 +105,10 @@ static void end_file(struct work_struct *work);
 static struct ssi_region *new_region(struct file *file)
 {
 	struct ssi_region *region = kzalloc(sizeof(*region), GFP_KERNEL_ACCOUNT);
+	struct file *own;
 
 	if (!region)
-		return NULL;
+		return ERR_PTR(-ENOMEM);
 	INIT_HLIST_NODE(&region->by_id);
 	INIT_HLIST_NODE(&region->by_inode);
 	refcount_set(&region->ref, 1);
@@ -120,10 +121,18 @@ static struct ssi_region *new_region(struct file *file)
 	path_get(&region->path);
 	region->inode = file->f_mapping->host;
 	if (region->kind == SSI_SHM_KIND_FILE) {
-		region->file = get_file(file);
+		/* Not @file itself: who moves would take it for one that another process has, too. */
+		own = dentry_open(&region->path, (file->f_mode & FMODE_WRITE ? O_RDWR : O_RDONLY) | O_LARGEFILE, current_cred());
+		if (IS_ERR(own)) {
+			path_put(&region->path);
+			kfree(region);
+			return ERR_CAST(own);
+		}
+		region->file = own;
 		region->making = true;
 		INIT_WORK(&region->end, end_file);
 	}
+	atomic64_inc(&ssi_shared_stats.regions_made);
 	return region;
 }
 
@@ -439,23 +448,35 @@ void ssi_region_put(struct ssi_region *region)
 	}
 }
 
-/* Tells the other cells of a file's region that has just been made. 0 or -errno. */
+/*
+ * Tells the other cells of a file's region that has just been entered. 0 or -errno. One that fails is in the making until it is
+ * gone, so that nobody uses it.
+ */
 static int announce(struct ssi_region *region)
 {
-	bool cached = false;
-	int err = ssi_shared_announce(region, false, &cached);
+	struct kstat stat;
+	bool known = false;
+	int err = ssi_shared_announce(region, false, &known);
 
-	spin_lock(&region->lock);
-	region->making = false;
-	if (!err && region->yielded)
-		err = -EBUSY;
-	spin_unlock(&region->lock);
-	/* What others had written went to the server only. */
-	if (!err && cached) {
+	/* What others had written went to the server only, and so did the size. */
+	if (!err && known) {
+		vfs_getattr_nosec(&region->path, &stat, STATX_BASIC_STATS, AT_STATX_FORCE_SYNC);
 		filemap_write_and_wait(region->inode->i_mapping);
 		invalidate_inode_pages2(region->inode->i_mapping);
 	}
+	spin_lock(&region->lock);
+	if (!err && region->yielded)
+		err = -EBUSY;
+	region->making = err;
+	spin_unlock(&region->lock);
+	for (u32 cell = 0; err && cell < ssi_cells(); cell++)
+		ssi_region_unclaim(region, cell, U32_MAX);
 	return err;
+}
+
+int ssi_region_ready(struct ssi_region *region)
+{
+	return READ_ONCE(region->making) ? -EINPROGRESS : 0;
 }
 
 struct file *ssi_region_writer(struct ssi_region *region)
@@ -486,32 +507,40 @@ bool ssi_region_yield(struct ssi_region *region, u32 cell)
 	return yields;
 }
 
-struct ssi_region *ssi_region_make(struct file *file)
+static void enter(struct ssi_region *region)
 {
-	struct address_space *mapping = file->f_mapping;
-	struct ssi_region *region;
-	int err = 0;
-
-	mutex_lock(&make_lock);
-	region = ssi_region_of(mapping);
-	if (region)
-		goto out;
-	if (test_bit(AS_SSI_AWAY, &mapping->flags)) {
-		region = ERR_PTR(-EBUSY);
-		goto out;
-	}
-	region = new_region(file);
-	if (!region) {
-		region = ERR_PTR(-ENOMEM);
-		goto out;
-	}
 	spin_lock(&regions_lock);
 	region->id = (u64)ssi_this_cell() << 48 | ++last_region;
 	hash_add(regions, &region->by_id, region->id);
 	hash_add(regions_inodes, &region->by_inode, (unsigned long)region->inode);
-	set_bit(AS_SSI, &mapping->flags);
+	set_bit(AS_SSI, &region->inode->i_mapping->flags);
 	spin_unlock(&regions_lock);
-	atomic64_inc(&ssi_shared_stats.regions_made);
+}
+
+struct ssi_region *ssi_region_make(struct file *file)
+{
+	struct ssi_region *region;
+	int err;
+
+	mutex_lock(&make_lock);
+	region = ssi_region_of(file->f_mapping);
+	err = region ? ssi_region_ready(region) : test_bit(AS_SSI_AWAY, &file->f_mapping->flags) ? -EBUSY : 0;
+	if (err) {	/* another cell's counts, or this one is about to go, because it had to yield */
+		if (region)
+			ssi_region_put(region);
+		region = ERR_PTR(-EBUSY);
+	}
+	if (region)
+		goto out;
+	region = new_region(file);
+	if (IS_ERR(region))
+		goto out;
+	err = ssi_shared_enter(region, enter);
+	if (err) {
+		free_region(region);
+		region = ERR_PTR(err);
+		goto out;
+	}
 	if (region->kind == SSI_SHM_KIND_FILE)
 		err = announce(region);
 	if (err) {
@@ -700,7 +729,7 @@ static void unmap(struct address_space *mapping, pgoff_t first, pgoff_t last, bo
 	/* Copies in private mappings: of pages too that are not lent any more. */
 	b->n = 0;
 	for (cell = 0; even_cows && cell < ssi_cells(); cell++)
-		if (ssi_region_claimed(region, cell))
+		if (cell != ssi_this_cell() && ssi_region_claimed(region, cell))
 			zap_cell(region, cell, first, last, true, b);
 	kvfree(b);
 out:

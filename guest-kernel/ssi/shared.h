@@ -70,13 +70,10 @@ bool ssi_shared_file_capable(struct file *file);
 /* Must it be carried: is the file in one cell's memory? */
 bool ssi_shared_file_stays(struct file *file);
 
-/* References that a region itself holds on @file. */
-long ssi_shared_holds(struct file *file);
+/* A descriptor of a remote object: its ticket (rfile_wire.h), and in which cell. False: it is none. */
+bool ssi_shared_file_ticket(struct file *file, u32 *cell, u64 *id);
 
-/* A descriptor of a remote object: its ticket at the home (rfile_wire.h). False: it is none. */
-bool ssi_shared_file_ticket(struct file *file, u32 *cell, u64 *ticket);
-
-/* A descriptor for ticket @ref->id on region @ref->region of another cell, not claimed yet. ERR_PTR. */
+/* A descriptor for ticket @ref->id of cell @ref->cell on region @ref->region, of any cell, not claimed yet. ERR_PTR. */
 struct file *ssi_shared_file_open(const struct ssi_rfile_ref *ref);
 /* It has no ticket any more: closing drops none. */
 void ssi_shared_file_forget(struct file *file);

@@ -3,8 +3,9 @@
  * Shared memory, at a borrower: descriptors of files that live in one cell's memory (memfd, tmpfs) or that share their offset
  * with somebody there.
  *
- * Such a descriptor is an open file on a remote object, with a ticket (rfile_wire.h) to the open file at the home. That one has
- * the offset: read(2) and write(2) show by a position that no file can have (POS_HOME) that they mean it. What is done to the
+ * Such a descriptor is an open file on a remote object, with a ticket (rfile_wire.h) to the open file where it was opened: at the
+ * home, or in a cell from which the pages of a file of the root have gone to another, perhaps to this one. That one has the
+ * offset: read(2) and write(2) show by a position that no file can have (POS_HOME) that they mean it. What is done to the
  * file as such, its size or its seals, names the region and needs no ticket: mappings can do it too.
  */
 #define pr_fmt(fmt) "ssi: " fmt
@@ -26,9 +27,16 @@
 
 #define POS_HOME	SSI_RFILE_POS_HOME
 
-static u64 ticket_of(struct file *file)
+/* Of an open file in cell @cell. */
+struct ticket {
+	u32 cell;
+	u64 id;
+};
+
+/* NULL: it has none. */
+static struct ticket *ticket_of(struct file *file)
 {
-	return (u64)file->private_data;
+	return file->private_data;
 }
 
 static ssize_t carried(ssize_t n)
@@ -41,7 +49,7 @@ static ssize_t carried(ssize_t n)
 static void op_init(struct ssi_rfile_fop *op, struct kiocb *iocb, size_t count)
 {
 	*op = (struct ssi_rfile_fop) {
-		.op.id = cpu_to_le64(ticket_of(iocb->ki_filp)),
+		.op.id = cpu_to_le64(ticket_of(iocb->ki_filp)->id),
 		.op.count = cpu_to_le32(count),
 		.op.flags = cpu_to_le32((iocb->ki_flags & IOCB_APPEND ? SSI_RFILE_APPEND : 0) |
 					(iocb->ki_flags & IOCB_DSYNC ? SSI_RFILE_DSYNC : 0)),
@@ -57,14 +65,16 @@ static void advance(struct kiocb *iocb, size_t n)
 
 static ssize_t file_read(struct kiocb *iocb, struct iov_iter *to)
 {
-	struct ssi_object *object = file_inode(iocb->ki_filp)->i_private;
+	struct ticket *ticket = ticket_of(iocb->ki_filp);
 	void *buffer = kvmalloc(min_t(size_t, iov_iter_count(to), SSI_RPC_MAX), GFP_KERNEL);
 	struct ssi_rfile_fop op;
 	size_t done = 0;
 	ssize_t n = 0;
 
-	if (!buffer)
-		return -ENOMEM;
+	if (!buffer || !ticket) {
+		kvfree(buffer);
+		return ticket ? -ENOMEM : -EBADF;
+	}
 	while (iov_iter_count(to)) {
 		size_t count = min_t(size_t, iov_iter_count(to), SSI_RPC_MAX), copied;
 
@@ -74,7 +84,7 @@ static ssize_t file_read(struct kiocb *iocb, struct iov_iter *to)
 			break;
 		}
 		op_init(&op, iocb, count);
-		n = ssi_call(object->home, OP_RFILE_FREAD, &op, sizeof(op), buffer, count, MAX_SCHEDULE_TIMEOUT);
+		n = ssi_call(ticket->cell, OP_RFILE_FREAD, &op, sizeof(op), buffer, count, MAX_SCHEDULE_TIMEOUT);
 		if (n <= 0)
 			break;
 		copied = copy_to_iter(buffer, n, to);
@@ -93,14 +103,16 @@ static ssize_t file_read(struct kiocb *iocb, struct iov_iter *to)
 
 static ssize_t file_write(struct kiocb *iocb, struct iov_iter *from)
 {
-	struct ssi_object *object = file_inode(iocb->ki_filp)->i_private;
+	struct ticket *ticket = ticket_of(iocb->ki_filp);
 	struct ssi_rfile_fop *op = kvmalloc(sizeof(*op) + min_t(size_t, iov_iter_count(from), SSI_RFILE_FWRITE_MAX), GFP_KERNEL);
 	struct ssi_rfile_fdone reply;
 	size_t done = 0;
 	ssize_t n = 0;
 
-	if (!op)
-		return -ENOMEM;
+	if (!op || !ticket) {
+		kvfree(op);
+		return ticket ? -ENOMEM : -EBADF;
+	}
 	while (iov_iter_count(from)) {
 		size_t copied = copy_from_iter(op + 1, min_t(size_t, iov_iter_count(from), SSI_RFILE_FWRITE_MAX), from);
 		u32 taken;
@@ -110,7 +122,7 @@ static ssize_t file_write(struct kiocb *iocb, struct iov_iter *from)
 			break;
 		}
 		op_init(op, iocb, copied);
-		n = ssi_call(object->home, OP_RFILE_FWRITE, op, sizeof(*op) + copied, &reply, sizeof(reply),
+		n = ssi_call(ticket->cell, OP_RFILE_FWRITE, op, sizeof(*op) + copied, &reply, sizeof(reply),
 			     MAX_SCHEDULE_TIMEOUT);
 		if (n == sizeof(reply))
 			taken = min_t(u32, le32_to_cpu(reply.taken), copied);
@@ -133,18 +145,18 @@ static ssize_t file_write(struct kiocb *iocb, struct iov_iter *from)
 
 static loff_t file_llseek(struct file *file, loff_t offset, int whence)
 {
-	struct ssi_object *object = file_inode(file)->i_private;
+	struct ticket *ticket = ticket_of(file);
 	struct ssi_rfile_fop op = {
-		.op.id = cpu_to_le64(ticket_of(file)),
 		.op.flags = cpu_to_le32(whence),
 		.pos = cpu_to_le64(offset),
 	};
 	__le64 pos;
 	ssize_t n;
 
-	if (!ticket_of(file))
+	if (!ticket)
 		return -ESPIPE;
-	n = ssi_call(object->home, OP_RFILE_FSEEK, &op, sizeof(op), &pos, sizeof(pos), MAX_SCHEDULE_TIMEOUT);
+	op.op.id = cpu_to_le64(ticket->id);
+	n = ssi_call(ticket->cell, OP_RFILE_FSEEK, &op, sizeof(op), &pos, sizeof(pos), MAX_SCHEDULE_TIMEOUT);
 	if (n < 0)
 		return carried(n);
 	return n == sizeof(pos) ? (loff_t)le64_to_cpu(pos) : -EIO;
@@ -247,10 +259,11 @@ static void drop_ticket(u32 cell, u64 ticket)
 
 static int file_release(struct inode *inode, struct file *file)
 {
-	struct ssi_object *object = inode->i_private;
+	struct ticket *ticket = ticket_of(file);
 
-	if (ticket_of(file))
-		drop_ticket(object->home, ticket_of(file));
+	if (ticket)
+		drop_ticket(ticket->cell, ticket->id);
+	kfree(ticket);
 	return 0;
 }
 
@@ -274,7 +287,21 @@ const struct file_operations ssi_object_fops = {
 	.release = file_release,
 };
 
-/* ---- shared.h ---- */
+/* ---- shared_wire.h, shared.h ---- */
+
+int ssi_object_map_here(struct ssi_object *object, struct file *file, struct vm_area_struct *vma)
+{
+	struct file *real = ssi_shared_open(object->id, file->f_mode & FMODE_WRITE);
+	int err = PTR_ERR_OR_ZERO(real);
+
+	if (err)
+		return err;
+	err = call_mmap(real, vma);
+	if (!err)
+		vma_set_file(vma, real);
+	fput(real);
+	return err;
+}
 
 bool ssi_shared_file_stays(struct file *file)
 {
@@ -289,17 +316,17 @@ bool ssi_shared_file_capable(struct file *file)
 		return false;
 	if (ssi_object_of(inode))
 		return ticket_of(file);
-	return shmem_mapping(file->f_mapping) || (ssi_shared_on_root(inode) && !ssi_away(inode));
+	return shmem_mapping(file->f_mapping) || ssi_shared_on_root(inode);
 }
 
-bool ssi_shared_file_ticket(struct file *file, u32 *cell, u64 *ticket)
+bool ssi_shared_file_ticket(struct file *file, u32 *cell, u64 *id)
 {
-	struct ssi_object *object = ssi_object_of(file_inode(file));
+	struct ticket *ticket = ssi_object_of(file_inode(file)) ? ticket_of(file) : NULL;
 
-	if (!object)
+	if (!ticket)
 		return false;
-	*cell = object->home;
-	*ticket = ticket_of(file);
+	*cell = ticket->cell;
+	*id = ticket->id;
 	return true;
 }
 
@@ -307,25 +334,26 @@ struct file *ssi_shared_file_open(const struct ssi_rfile_ref *ref)
 {
 	u32 flags = le32_to_cpu(ref->f_flags);
 	struct inode *inode = ssi_object_get(le64_to_cpu(ref->region));
+	struct ticket *ticket;
 	struct file *file;
 
 	if (IS_ERR(inode))
 		return ERR_CAST(inode);
-	if (SSI_REGION_HOME(le64_to_cpu(ref->region)) != le32_to_cpu(ref->cell)) {
-		iput(inode);
-		return ERR_PTR(-EINVAL);
-	}
-	file = ssi_object_file(inode, flags & (O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | __O_SYNC));
+	ticket = kmalloc(sizeof(*ticket), GFP_KERNEL_ACCOUNT);
+	file = ticket ? ssi_object_file(inode, flags & (O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | __O_SYNC)) : ERR_PTR(-ENOMEM);
 	if (IS_ERR(file)) {
 		iput(inode);
+		kfree(ticket);
 		return file;
 	}
-	file->private_data = (void *)le64_to_cpu(ref->id);
+	*ticket = (struct ticket){ .cell = le32_to_cpu(ref->cell), .id = le64_to_cpu(ref->id) };
+	file->private_data = ticket;
 	file->f_pos = POS_HOME;
 	return file;
 }
 
 void ssi_shared_file_forget(struct file *file)
 {
+	kfree(file->private_data);
 	file->private_data = NULL;
 }

@@ -29,7 +29,11 @@
 #include "rfile_wire.h"
 #include "shared_wire.h"
 
-/* A region that another cell has announced. */
+/*
+ * A region that another cell has announced. There may be several for one file for a while: when cells make one at the same
+ * time, and when the end of the one before is on its way. That of the lowest cell counts: others yield to it (handle_announce()),
+ * or have ended.
+ */
 struct away {
 	struct hlist_node node;
 	u64 ino;
@@ -38,10 +42,14 @@ struct away {
 	struct inode *object;
 };
 
-static DEFINE_MUTEX(aways_lock);
+static DEFINE_MUTEX(aways_lock);	/* also: a region of this cell is entered for a file of the root */
 static DEFINE_HASHTABLE(aways, 6);	/* by ino */
 static atomic_t aways_count;
 static DECLARE_WAIT_QUEUE_HEAD(aways_change);
+
+/* What a cell answers to an announcement. */
+#define HAD_KNOWN	1	/* it has had to do with the file */
+#define HAD_MAPPED	2	/* it has it mapped, and gives a claim back once it has its own (keep()) */
 
 struct announcement {
 	__le64 id;
@@ -57,11 +65,23 @@ bool ssi_shared_on_root(struct inode *inode)
 
 static struct away *find_away(u64 ino)
 {
+	struct away *away, *found = NULL;
+
+	lockdep_assert_held(&aways_lock);
+	hash_for_each_possible(aways, away, node, ino)
+		if (away->ino == ino && (!found || SSI_REGION_HOME(away->id) < SSI_REGION_HOME(found->id)))
+			found = away;
+	return found;
+}
+
+/* That of cell @home. */
+static struct away *find_away_of(u64 ino, u32 home)
+{
 	struct away *away;
 
 	lockdep_assert_held(&aways_lock);
 	hash_for_each_possible(aways, away, node, ino)
-		if (away->ino == ino)
+		if (away->ino == ino && SSI_REGION_HOME(away->id) == home)
 			return away;
 	return NULL;
 }
@@ -83,8 +103,20 @@ u64 ssi_shared_away(struct inode *inode)
 
 /* ---- announcing ---- */
 
-/* Tells all cells. 0, -EBUSY: another cell is just doing the same; @cached: some cell had pages of it. */
-int ssi_shared_announce(struct ssi_region *region, bool gone, bool *cached)
+int ssi_shared_enter(struct ssi_region *region, void (*enter)(struct ssi_region *region))
+{
+	int err;
+
+	mutex_lock(&aways_lock);
+	err = region->kind == SSI_SHM_KIND_FILE && find_away(region->inode->i_ino) ? -EBUSY : 0;
+	if (!err)
+		enter(region);
+	mutex_unlock(&aways_lock);
+	return err;
+}
+
+/* Tells all cells. 0, -EBUSY: another cell is just doing the same; @known: some cell has had to do with it. */
+int ssi_shared_announce(struct ssi_region *region, bool gone, bool *known)
 {
 	struct announcement a = {
 		.id = cpu_to_le64(region->id),
@@ -103,8 +135,12 @@ int ssi_shared_announce(struct ssi_region *region, bool gone, bool *cached)
 			continue;
 		if (n < 0)
 			return n;
-		if (n == sizeof(had) && had && cached)
-			*cached = true;
+		if (n != sizeof(had))
+			continue;
+		if (had & cpu_to_le32(HAD_MAPPED))
+			ssi_region_claim(region, cell);
+		if (had && known)
+			*known = true;
 	}
 	return 0;
 }
@@ -138,15 +174,12 @@ static struct inode *find_inode(u64 ino)
 	return found;
 }
 
-/* No page of it is left here. True: there were some. */
-static bool drop_pages(struct inode *inode)
+/* No page of it is left here: the server has what was written to them. */
+static void drop_pages(struct inode *inode)
 {
-	bool had = inode->i_mapping->nrpages;
-
 	unmap_mapping_pages(inode->i_mapping, 0, 0, false);
 	filemap_write_and_wait(inode->i_mapping);
 	invalidate_inode_pages2(inode->i_mapping);
-	return had;
 }
 
 /* Under aways_lock. The two references are the caller's. */
@@ -178,28 +211,15 @@ static void put_both(struct inode *local, struct inode *object)
 		iput(object);
 }
 
-static int note(u64 ino, u64 id)
+/* Another region of the same cell has ended; its end is on its way, and will find nothing to end. */
+static void note(struct away *fresh, struct inode **local, struct inode **object)
 {
-	struct inode *local = NULL, *object = NULL;
-	struct away *away, *fresh = kzalloc(sizeof(*fresh), GFP_KERNEL_ACCOUNT);
+	struct away *away = find_away_of(fresh->ino, SSI_REGION_HOME(fresh->id));
 
-	if (!fresh)
-		return -ENOMEM;
-	mutex_lock(&aways_lock);
-	away = find_away(ino);
-	if (away) {		/* a new region for the same file: the end of the old one is on its way */
-		detach(away, &local, &object);
-		away->id = id;
-		kfree(fresh);
-	} else {
-		fresh->ino = ino;
-		fresh->id = id;
-		hash_add(aways, &fresh->node, ino);
-		atomic_inc(&aways_count);
-	}
-	mutex_unlock(&aways_lock);
-	put_both(local, object);
-	return 0;
+	if (away)
+		remove_away(away, local, object);
+	hash_add(aways, &fresh->node, fresh->ino);
+	atomic_inc(&aways_count);
 }
 
 static void forget(u64 ino, u64 id)
@@ -208,28 +228,104 @@ static void forget(u64 ino, u64 id)
 	struct away *away;
 
 	mutex_lock(&aways_lock);
-	away = find_away(ino);
-	if (away && away->id == id) {
+	away = find_away_of(ino, SSI_REGION_HOME(id));
+	if (away && away->id == id)
 		inode = find_inode(ino);
-		if (inode)
-			clear_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
+	mutex_unlock(&aways_lock);
+	/* Of readers that had begun before; as long as it is away, nobody else makes any. */
+	if (inode)
+		drop_pages(inode);
+	mutex_lock(&aways_lock);
+	away = find_away_of(ino, SSI_REGION_HOME(id));
+	if (away && away->id == id) {
 		remove_away(away, &local, &object);
+		if (!inode)
+			inode = find_inode(ino);
+		if (inode && !find_away(ino))
+			clear_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
 	}
 	mutex_unlock(&aways_lock);
 	put_both(local, object);
-	if (inode) {
-		drop_pages(inode);	/* of readers that had begun before */
+	if (inode)
 		iput(inode);
-	}
 	wake_up_all(&aways_change);
+}
+
+static struct inode *attach(struct inode *inode, u64 id);
+
+/* A file was mapped when its pages left: this cell uses the region from then on, touched or not, as it does by new mappings. */
+struct keeping {
+	struct work_struct work;
+	struct inode *inode;
+	u64 id;
+};
+
+static void keep(struct work_struct *work)
+{
+	struct keeping *k = container_of(work, struct keeping, work);
+	struct ssi_shm_id op = { .id = cpu_to_le64(k->id), .count = cpu_to_le32(1) };
+	struct inode *object = attach(k->inode, k->id);
+
+	if (!IS_ERR(object))
+		iput(object);
+	ssi_region_call(k->id, OP_SHM_RELEASE, &op, sizeof(op), NULL, 0);
+	__ssi_away_closed(k->inode);	/* its last mapping may have gone by now */
+	iput(k->inode);
+	kfree(k);
+}
+
+/* Later: the home is ready for it when all cells have answered. False: it is not mapped. */
+static bool keep_mapped(struct inode *inode, u64 id)
+{
+	struct keeping *k;
+
+	if (!mapping_mapped(inode->i_mapping))
+		return false;
+	k = kmalloc(sizeof(*k), GFP_KERNEL | __GFP_NOFAIL);
+	ihold(inode);
+	*k = (struct keeping){ .inode = inode, .id = id };
+	INIT_WORK(&k->work, keep);
+	queue_work(system_unbound_wq, &k->work);
+	return true;
+}
+
+/*
+ * Notes @fresh, unless this cell has a region for the file that does not yield: -EBUSY. @inode: the file, with a reference, or
+ * NULL.
+ */
+static int receive(struct away *fresh, struct inode **inode)
+{
+	struct inode *local = NULL, *object = NULL;
+	struct ssi_region *region;
+	bool yields = true;
+
+	mutex_lock(&aways_lock);
+	*inode = find_inode(fresh->ino);
+	region = *inode ? ssi_region_of((*inode)->i_mapping) : NULL;
+	if (region) {
+		/* Both make one at the same time: that of the lower cell stays. */
+		yields = ssi_region_yield(region, SSI_REGION_HOME(fresh->id));
+		ssi_region_put(region);
+	}
+	if (yields) {
+		note(fresh, &local, &object);
+		/* One that was just being read in: whoever does that has looked for @fresh, or is done with it. */
+		if (!*inode)
+			*inode = find_inode(fresh->ino);
+		if (*inode)
+			set_bit(AS_SSI_AWAY, &(*inode)->i_mapping->flags);
+	}
+	mutex_unlock(&aways_lock);
+	put_both(local, object);
+	return yields ? 0 : -EBUSY;
 }
 
 static ssize_t handle_announce(struct ssi_request *req)
 {
 	const struct announcement *a = req->body;
-	struct ssi_region *region;
-	struct inode *inode;
+	struct inode *inode = NULL;
 	__le32 *had = req->reply;
+	struct away *fresh;
 	u64 id, ino;
 	int err;
 
@@ -243,28 +339,26 @@ static ssize_t handle_announce(struct ssi_request *req)
 		forget(ino, id);
 		return 0;
 	}
-	inode = find_inode(ino);
-	region = inode ? ssi_region_of(inode->i_mapping) : NULL;
-	if (region) {
-		/* Both make one at the same time: that of the lower cell stays. */
-		bool lost = !ssi_region_yield(region, req->cell);
-
-		ssi_region_put(region);
-		if (lost) {
-			iput(inode);
-			return -EBUSY;
-		}
-	}
-	err = note(ino, id);
+	fresh = kzalloc(sizeof(*fresh), GFP_KERNEL_ACCOUNT);
+	if (!fresh)
+		return -ENOMEM;
+	fresh->ino = ino;
+	fresh->id = id;
+	err = receive(fresh, &inode);
+	if (err)
+		kfree(fresh);
 	wake_up_all(&aways_change);
-	*had = 0;
+	*had = cpu_to_le32(inode ? HAD_KNOWN : 0);
 	if (!err && inode) {
-		set_bit(AS_SSI_AWAY, &inode->i_mapping->flags);
-		*had = cpu_to_le32(drop_pages(inode));
+		drop_pages(inode);
 		ssi_futex_moved(inode);
+		if (keep_mapped(inode, id))
+			*had |= cpu_to_le32(HAD_MAPPED);
 	}
 	if (inode)
 		iput(inode);
+	if (!err && !ssi_cell_alive(req->cell))		/* cell_died() may have passed before */
+		forget(ino, id);
 	return err ?: sizeof(*had);
 }
 
@@ -311,6 +405,47 @@ static int await_end(struct inode *inode, u64 id)
 	return err ?: -EAGAIN;
 }
 
+/* What the home of @inode's region is asked to do: @ask does it for region @id. */
+struct errand {
+	struct inode *inode;
+	ssize_t (*ask)(struct errand *errand, u64 id);
+	struct kiocb *iocb;		/* read, write */
+	struct iov_iter *iter;
+	u16 op;				/* the rest: a call that begins with the region's number */
+	void *body;
+	size_t len;
+};
+
+/* False: the file has become one of this cell, and nothing was done. */
+static bool carry(struct errand *errand, ssize_t *result)
+{
+	u64 id;
+
+	while ((id = ssi_shared_away(errand->inode))) {
+		*result = errand->ask(errand, id);
+		if (*result == -EHOSTUNREACH)
+			*result = -EIO;
+		if (*result != -ESTALE)
+			return true;
+		*result = await_end(errand->inode, id);
+		if (*result != -EAGAIN)
+			return true;
+	}
+	return false;
+}
+
+ssize_t ssi_region_call(u64 id, u16 op, const void *body, size_t len, void *reply, size_t cap)
+{
+	ssize_t n;
+
+	while ((n = ssi_call(SSI_REGION_HOME(id), op, body, len, reply, cap, MAX_SCHEDULE_TIMEOUT)) == -EINPROGRESS) {
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
+	return n;
+}
+
 #define CARRY_MAX	(SSI_RPC_MAX - sizeof(struct ssi_rfile_fop))
 
 static void io_init(struct ssi_rfile_fop *op, struct kiocb *iocb, u64 id, size_t count)
@@ -324,8 +459,10 @@ static void io_init(struct ssi_rfile_fop *op, struct kiocb *iocb, u64 id, size_t
 	};
 }
 
-static ssize_t read_away(struct kiocb *iocb, struct iov_iter *to, u64 id)
+static ssize_t read_away(struct errand *errand, u64 id)
 {
+	struct iov_iter *to = errand->iter;
+	struct kiocb *iocb = errand->iocb;
 	void *buffer = kvmalloc(min_t(size_t, iov_iter_count(to), SSI_RPC_MAX), GFP_KERNEL);
 	struct ssi_rfile_fop op;
 	size_t done = 0;
@@ -337,7 +474,7 @@ static ssize_t read_away(struct kiocb *iocb, struct iov_iter *to, u64 id)
 		size_t count = min_t(size_t, iov_iter_count(to), SSI_RPC_MAX), copied;
 
 		io_init(&op, iocb, id, count);
-		n = ssi_call(SSI_REGION_HOME(id), OP_SHM_READ, &op, sizeof(op), buffer, count, MAX_SCHEDULE_TIMEOUT);
+		n = ssi_region_call(id, OP_SHM_READ, &op, sizeof(op), buffer, count);
 		if (n <= 0)
 			break;
 		copied = copy_to_iter(buffer, n, to);
@@ -352,8 +489,10 @@ static ssize_t read_away(struct kiocb *iocb, struct iov_iter *to, u64 id)
 	return done ?: n;
 }
 
-static ssize_t write_away(struct kiocb *iocb, struct iov_iter *from, u64 id)
+static ssize_t write_away(struct errand *errand, u64 id)
 {
+	struct iov_iter *from = errand->iter;
+	struct kiocb *iocb = errand->iocb;
 	struct ssi_rfile_fop *op = kvmalloc(sizeof(*op) + min_t(size_t, iov_iter_count(from), CARRY_MAX), GFP_KERNEL);
 	struct ssi_rfile_fdone reply;
 	size_t done = 0;
@@ -370,8 +509,7 @@ static ssize_t write_away(struct kiocb *iocb, struct iov_iter *from, u64 id)
 			break;
 		}
 		io_init(op, iocb, id, copied);
-		n = ssi_call(SSI_REGION_HOME(id), OP_SHM_WRITE, op, sizeof(*op) + copied, &reply, sizeof(reply),
-			     MAX_SCHEDULE_TIMEOUT);
+		n = ssi_region_call(id, OP_SHM_WRITE, op, sizeof(*op) + copied, &reply, sizeof(reply));
 		if (n == sizeof(reply))
 			taken = min_t(u32, le32_to_cpu(reply.taken), copied);
 		iov_iter_revert(from, copied - taken);
@@ -389,42 +527,56 @@ static ssize_t write_away(struct kiocb *iocb, struct iov_iter *from, u64 id)
 /* Carries a read or write. False: the file has become one of this cell, and nothing was done. */
 bool __ssi_away_io(struct kiocb *iocb, struct iov_iter *iter, bool write, ssize_t *result)
 {
-	struct inode *inode = file_inode(iocb->ki_filp);
-	u64 id;
+	struct errand errand = {
+		.inode = file_inode(iocb->ki_filp), .ask = write ? write_away : read_away, .iocb = iocb, .iter = iter,
+	};
 
-	while ((id = ssi_shared_away(inode))) {
-		*result = write ? write_away(iocb, iter, id) : read_away(iocb, iter, id);
-		if (*result == -EHOSTUNREACH)
-			*result = -EIO;
-		if (*result != -ESTALE)
-			return true;
-		*result = await_end(inode, id);
-		if (*result != -EAGAIN)
-			return true;
-	}
-	return false;
+	return carry(&errand, result);
 }
 
-/* Size, holes, fsync: as for an object's file. False as above. */
+/*
+ * A write of @n bytes, up to iocb->ki_pos, had begun here when the pages left. The server has them, but the home may have read
+ * the page before: they are written there as well.
+ */
+ssize_t __ssi_away_wrote(struct kiocb *iocb, struct iov_iter *from, ssize_t n)
+{
+	ssize_t carried;
+
+	iov_iter_revert(from, n);
+	iocb->ki_pos -= n;
+	iocb->ki_flags &= ~IOCB_APPEND;
+	if (__ssi_away_io(iocb, from, true, &carried))
+		return carried;
+	iov_iter_advance(from, n);
+	iocb->ki_pos += n;
+	return n;
+}
+
+static ssize_t ask_home(struct errand *errand, u64 id)
+{
+	*(__le64 *)errand->body = cpu_to_le64(id);
+	return ssi_region_call(id, errand->op, errand->body, errand->len, NULL, 0);
+}
+
+/* @body begins with the region's number. */
+static bool carry_call(struct inode *inode, u16 op, void *body, size_t len, int *result)
+{
+	struct errand errand = { .inode = inode, .ask = ask_home, .op = op, .body = body, .len = len };
+	ssize_t n;
+	bool away = carry(&errand, &n);
+
+	if (away)
+		*result = n;
+	return away;
+}
+
 static bool carry_range(struct inode *inode, u16 op, u64 first, u64 count, u32 flags, int *result)
 {
 	struct ssi_shm_range range = {
 		.first = cpu_to_le64(first), .count = cpu_to_le64(count), .flags = cpu_to_le32(flags),
 	};
-	u64 id;
 
-	while ((id = ssi_shared_away(inode))) {
-		range.id = cpu_to_le64(id);
-		*result = ssi_call(SSI_REGION_HOME(id), op, &range, sizeof(range), NULL, 0, MAX_SCHEDULE_TIMEOUT);
-		if (*result == -EHOSTUNREACH)
-			*result = -EIO;
-		if (*result != -ESTALE)
-			return true;
-		*result = await_end(inode, id);
-		if (*result != -EAGAIN)
-			return true;
-	}
-	return false;
+	return carry_call(inode, op, &range, sizeof(range), result);
 }
 
 bool __ssi_away_fsync(struct inode *inode, loff_t start, loff_t end, int datasync, int *result)
@@ -440,20 +592,8 @@ bool __ssi_away_fallocate(struct inode *inode, int mode, loff_t offset, loff_t l
 bool __ssi_away_resize(struct inode *inode, loff_t size, int *result)
 {
 	struct ssi_shm_setattr op = { .valid = cpu_to_le32(ATTR_SIZE), .size = cpu_to_le64(size) };
-	u64 id;
 
-	while ((id = ssi_shared_away(inode))) {
-		op.id = cpu_to_le64(id);
-		*result = ssi_call(SSI_REGION_HOME(id), OP_SHM_SETATTR, &op, sizeof(op), NULL, 0, MAX_SCHEDULE_TIMEOUT);
-		if (*result == -EHOSTUNREACH)
-			*result = -EIO;
-		if (*result != -ESTALE)
-			return true;
-		*result = await_end(inode, id);
-		if (*result != -EAGAIN)
-			return true;
-	}
-	return false;
+	return carry_call(inode, OP_SHM_SETATTR, &op, sizeof(op), result);
 }
 
 /* ---- mappings ---- */
@@ -513,7 +653,6 @@ static struct inode *attach(struct inode *inode, u64 id)
 bool __ssi_away_fault(struct vm_fault *vmf, vm_fault_t *result)
 {
 	struct inode *inode = file_inode(vmf->vma->vm_file), *object;
-
 	u64 id;
 
 	for (;;) {
@@ -584,16 +723,18 @@ void __ssi_away_closed(struct inode *inode)
 static struct ssi_region *begin(struct ssi_request *req, size_t least)
 {
 	struct ssi_region *region;
+	int err;
 
 	if (req->len < least)
 		return ERR_PTR(-EINVAL);
 	region = ssi_region_get(le64_to_cpu(*(const __le64 *)req->body));
 	if (!region)
 		return ERR_PTR(-ESTALE);
-	if (region->kind == SSI_SHM_KIND_FILE)
+	err = region->kind == SSI_SHM_KIND_FILE ? ssi_region_ready(region) : -EINVAL;
+	if (!err)
 		return region;
 	ssi_region_put(region);
-	return ERR_PTR(-EINVAL);
+	return ERR_PTR(err);
 }
 
 static ssize_t handle_read(struct ssi_request *req)

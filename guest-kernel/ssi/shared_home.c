@@ -31,12 +31,18 @@
 static struct ssi_region *begin(struct ssi_request *req, size_t len)
 {
 	struct ssi_region *region;
+	int err;
 
 	if (req->len != len)
 		return ERR_PTR(-EINVAL);
 	region = ssi_region_get(le64_to_cpu(*(const __le64 *)req->body));
 	if (!region)
 		return ERR_PTR(-ESTALE);
+	err = ssi_region_ready(region);
+	if (err) {
+		ssi_region_put(region);
+		return ERR_PTR(err);
+	}
 	/* A file of the root file system is everybody's. */
 	if (!ssi_region_claimed(region, req->cell) && region->kind != SSI_SHM_KIND_FILE) {
 		ssi_region_put(region);
@@ -102,7 +108,7 @@ static ssize_t handle_claim(struct ssi_request *req)
 	region = ssi_region_get(le64_to_cpu(op->id));
 	if (!region)
 		return -ESTALE;
-	err = fill_about(region, req->reply);
+	err = ssi_region_ready(region) ?: fill_about(region, req->reply);
 	if (!err)
 		ssi_region_claim(region, req->cell);
 	ssi_region_put(region);
@@ -358,13 +364,17 @@ int ssi_shared_get(struct file *file, u64 *id)
 	struct inode *inode;
 
 	if (object) {
-		ihold(object->inode);
 		*id = object->id;
+		/* One of this cell's claims its region, so that it is there. */
+		if (object->home != ssi_this_cell())
+			ihold(object->inode);
+		else if (!ssi_region_get(object->id))
+			return -ESTALE;
 		return 0;
 	}
 	if (!ssi_present())
 		return -ENODEV;
-	for (int i = 0; i < 1000; i++) {
+	for (;;) {
 		region = ssi_region_make(file);
 		if (PTR_ERR_OR_ZERO(region) != -EBUSY)
 			break;
@@ -375,7 +385,9 @@ int ssi_shared_get(struct file *file, u64 *id)
 			if (PTR_ERR_OR_ZERO(inode) != -ESTALE)
 				return PTR_ERR_OR_ZERO(inode);
 		}
-		schedule_timeout_uninterruptible(1);
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			return -EINTR;
 	}
 	if (IS_ERR(region))
 		return PTR_ERR(region);
@@ -401,16 +413,6 @@ void ssi_shared_put(u64 id)
 		ssi_region_put(region);
 		ssi_region_put(region);
 	}
-}
-
-long ssi_shared_holds(struct file *file)
-{
-	struct ssi_region *region = ssi_region_of(file->f_mapping);
-	long n = region && region->file == file;
-
-	if (region)
-		ssi_region_put(region);
-	return n;
 }
 
 struct file *ssi_shared_open(u64 id, bool write)

@@ -249,8 +249,11 @@ static const struct vm_operations_struct object_vm_ops = {
 int ssi_object_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct ssi_object *object = file_inode(file)->i_private;
-	int err = counts(vma) ? add_writer(object) : 0;
+	int err;
 
+	if (object->home == ssi_this_cell())
+		return ssi_object_map_here(object, file, vma);
+	err = counts(vma) ? add_writer(object) : 0;
 	if (err)
 		return err;
 	if (object->kind == SSI_SHM_KIND_SYSV) {
@@ -557,7 +560,7 @@ static void set_attributes(struct ssi_object *object, const struct ssi_shm_about
 static int ask_about(struct ssi_object *object, u16 op, struct ssi_shm_about *about)
 {
 	struct ssi_shm_id id = { .id = cpu_to_le64(object->id), .count = cpu_to_le32(1) };
-	ssize_t n = ssi_call(object->home, op, &id, sizeof(id), about, sizeof(*about), MAX_SCHEDULE_TIMEOUT);
+	ssize_t n = ssi_region_call(object->id, op, &id, sizeof(id), about, sizeof(*about));
 	u32 kind;
 
 	if (n < 0)
@@ -643,7 +646,7 @@ struct inode *ssi_object_get(u64 id)
 	struct inode *inode;
 	int err;
 
-	if (!ssi_present() || SSI_REGION_HOME(id) >= ssi_cells() || SSI_REGION_HOME(id) == ssi_this_cell())
+	if (!ssi_present() || SSI_REGION_HOME(id) >= ssi_cells())
 		return ERR_PTR(-EINVAL);
 	inode = iget5_locked(mount->mnt_sb, id, same, set, &id);
 	if (!inode)

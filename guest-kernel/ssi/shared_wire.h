@@ -102,7 +102,7 @@ struct ssi_region {
 	struct file *file;		/* of SSI_SHM_KIND_FILE: reads */
 	struct file *writer;		/* likewise, once needed: writes, and takes what was written through mappings */
 	spinlock_t lock;		/* what follows */
-	bool making, yielded;		/* of SSI_SHM_KIND_FILE: not announced everywhere yet; another cell's was before */
+	bool making, yielded;		/* of SSI_SHM_KIND_FILE: not announced everywhere, or it failed; another cell's counts */
 	struct work_struct end;		/* likewise */
 	u32 claims[SSI_CELLS_MAX];
 	s32 writers[SSI_CELLS_MAX];	/* writable shared mappings there, counted in i_mmap_writable */
@@ -128,14 +128,21 @@ u64 ssi_region_lent_now(u32 cell);				/* pages that @cell has of this one */
 struct file *ssi_region_writer(struct ssi_region *region);
 /* @cell announces one for the same file: does this one yield? */
 bool ssi_region_yield(struct ssi_region *region, u32 cell);
+/* 0; -EINPROGRESS: it is being made still, and may have to yield. Until it is ready no other cell can use it. */
+int ssi_region_ready(struct ssi_region *region);
 int ssi_shared_home_init(void);
 
 /* shared_fs.c */
 bool ssi_shared_on_root(struct inode *inode);	/* a regular file of the root file system */
 u64 ssi_shared_away(struct inode *inode);	/* the region of another cell that such a file's pages are in; 0: none */
-int ssi_shared_announce(struct ssi_region *region, bool gone, bool *cached);
+/* Calls @enter, unless another cell has announced a region of the same file: -EBUSY. Meanwhile no announcement is received. */
+int ssi_shared_enter(struct ssi_region *region, void (*enter)(struct ssi_region *region));
+int ssi_shared_announce(struct ssi_region *region, bool gone, bool *known);
 
 /* ---- borrower ---- */
+
+/* ssi_call() to the home of region @id, which is waited for if it is being made; -EINTR after a fatal signal. */
+ssize_t ssi_region_call(u64 id, u16 op, const void *body, size_t len, void *reply, size_t cap);
 
 struct ssi_object {
 	u64 id;
@@ -165,6 +172,8 @@ int ssi_object_attach(struct ssi_object *object, s32 count);	/* of a System V se
 vm_fault_t ssi_object_fault(struct ssi_object *object, struct vm_fault *vmf);
 void ssi_object_set_local(struct ssi_object *object, struct inode *local);
 int ssi_object_mmap(struct file *file, struct vm_area_struct *vma);
+/* One whose home is this cell: the file itself is mapped. */
+int ssi_object_map_here(struct ssi_object *object, struct file *file, struct vm_area_struct *vma);
 
 extern struct ssi_shared_stats {
 	atomic64_t regions_made, regions_gone, lent, lent_runs, returned, objects, faults, borrowed, zaps, zapped_pages, pinned, moved_frames,

@@ -80,12 +80,15 @@ struct ssi_lazy_counts {
 struct ssi_signal {
 	s32 pid;
 	s32 sig;
+	u32 thread;		/* to the thread @pid, not to its process */
 	kernel_siginfo_t info;
 } __packed;
 
 struct ssi_kill {
 	s32 pid;
 	s32 sig;		/* 0: is it there? */
+	u32 thread;		/* to the thread @pid, not to its process */
+	s32 tgid;		/* then: the process that this has to be a thread of; 0: any */
 	u32 uid, euid;
 	u32 capable;		/* CAP_KILL */
 	kernel_siginfo_t info;

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /*
- * A crowd: processes that work on shared memory, moved by their parent: `NAME [MODE [CELLS [SEED [ROUNDS]]]]`. MODE `stay`
+ * A crowd: processes that work on shared memory, moved by their parent: `NAME [MODE [CELLS [SEED [ROUNDS [KIND]]]]]`. MODE `stay`
  * moves none; `once` takes number n to cell n modulo CELLS before it begins; `away` to the next one, so that number 0 is not
  * at home; `storm` does as `once` and then goes on moving one after the other at random until they end, whatever they do at
- * that moment, waiting included. The parent stays: it has children.
+ * that moment, waiting included. The parent stays: it has children. KIND `anonymous` or `file`: what the memory is; a file every
+ * other process opens and maps for itself, in the cell where it begins.
  */
 #ifndef CROWD_H
 #define CROWD_H
 
+#include <fcntl.h>
 #include <limits.h>
 
 #include "shared.h"
@@ -19,8 +21,11 @@ struct crowd {
 	struct mover m;
 	int count, shift;
 	uint32_t gate;		/* of the shared part */
+	pid_t parent;
 	pid_t pids[CROWD_MAX];
 	int killed;		/* this one may end by SIGKILL; -1: none */
+	int file;		/* the memory is a file's */
+	int files;
 };
 
 /* With CROWD_TRACE in the environment: what is done when, on standard error. */
@@ -52,8 +57,65 @@ static inline struct crowd *crowd_new(int argc, char **argv, int count, long rou
 	}
 	mover_init(&c->m, argc, argv, rounds);
 	c->count = count;
+	c->parent = getpid();
 	c->killed = -1;
+	c->file = argc > 5 && !strcmp(argv[5], "file");
 	return c;
+}
+
+static inline void crowd_path(char *path, size_t room, pid_t pid, int number)
+{
+	snprintf(path, room, "/var/tmp/crowd-%d-%d", pid, number);
+}
+
+/* @size bytes that all share who are forked from here on, of the kind that was asked for. @number: where the file has it from. */
+static inline void *crowd_memory(struct crowd *c, size_t size, int *number)
+{
+	int fd = -1, flags = MAP_SHARED | MAP_ANONYMOUS;
+	char path[48];
+	void *at;
+
+	if (c->file) {
+		*number = __atomic_add_fetch(&c->files, 1, __ATOMIC_SEQ_CST);
+		crowd_path(path, sizeof(path), getpid(), *number);
+		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		CHECK(fd >= 0 && !ftruncate(fd, (off_t)size), "%s", path);
+		flags = MAP_SHARED;
+	}
+	at = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+	CHECK(at != MAP_FAILED, "mapping");
+	if (fd >= 0)
+		close(fd);
+	return at;
+}
+
+/* In process @me: its own mapping of the same, if it is one of those that have one. The file's name is that of its parent. */
+static inline void *crowd_own(struct crowd *c, int me, void *memory, size_t size, int number)
+{
+	char path[48];
+	void *at;
+	int fd;
+
+	if (!c->file || me % 2 == 0)
+		return memory;
+	crowd_path(path, sizeof(path), c->parent, number);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	CHECK(fd >= 0, "opening %s", path);
+	at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(at != MAP_FAILED && !munmap(memory, size), "mapping %s", path);
+	close(fd);
+	return at;
+}
+
+/* The names of files that this process has made go. */
+static inline void crowd_forget(const struct crowd *c)
+{
+	char path[48];
+
+	for (int i = 1; i <= c->files; i++) {
+		crowd_path(path, sizeof(path), getpid(), i);
+		unlink(path);
+	}
 }
 
 /* Where number @i begins. */

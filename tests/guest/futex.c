@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /*
- * futex(2) in anonymous shared memory between processes in several cells: each operation but those of priority inheritance, with
+ * futex(2) in shared memory, anonymous or of a file, between processes in several cells: each operation but those of priority inheritance, with
  * exact counts; timeouts, signals, the end of a waiter. Process 0 leads, the others wait.
  *
  * How many wait is asked with a requeue from a futex to itself, which wakes nobody and says how many there are. In a storm a
@@ -31,6 +31,7 @@ struct board {
 
 static struct board *board;
 static struct crowd *crowd;
+static int file;		/* crowd_memory() */
 
 static long futex(uint32_t *word, int op, uint32_t val, const void *time, uint32_t *word2, uint32_t val3)
 {
@@ -329,6 +330,7 @@ static void lead_kill(void)
 static void work(struct crowd *c, int me, void *arg)
 {
 	(void)arg;
+	board = crowd_own(c, me, board, sizeof(*board), file);
 	if (me) {
 		be_waiter(me);
 		return;
@@ -366,8 +368,9 @@ static void requeue_from(uint32_t *from, uint32_t *to)
 /* A futex whose home is cell 0, and one whose home is cell 1. */
 static void two_homes(void)
 {
-	uint32_t *word;
 	pid_t child = fork(), other;
+	uint32_t *word;
+	int number;
 
 	CHECK(child >= 0, "fork");
 	if (child) {
@@ -375,8 +378,7 @@ static void two_homes(void)
 		return;
 	}
 	move_self(1);
-	word = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	CHECK(word != MAP_FAILED, "mapping");
+	word = crowd_memory(crowd, PAGE, &number);
 	other = fork();
 	CHECK(other >= 0, "fork");
 	if (!other) {
@@ -388,6 +390,7 @@ static void two_homes(void)
 	CHECK(!futex(&board->a, FUTEX_WAIT, 0, NULL, NULL, 0), "a wait in cell 1, at home in cell 0");
 	requeue_from(word, &board->a);
 	join(other, "the process that came to cell 0");
+	crowd_forget(crowd);
 	_exit(0);
 }
 
@@ -395,10 +398,10 @@ int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IONBF, 0);
 	crowd = crowd_new(argc, argv, WAITERS + 1, 3);
-	board = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	CHECK(board != MAP_FAILED && sizeof(*board) <= 2 * PAGE, "mapping");
+	board = crowd_memory(crowd, sizeof(*board), &file);
 	crowd_run(crowd, work, NULL);
 	if (crowd->m.mode != STORM)
 		two_homes();
+	crowd_forget(crowd);
 	return pass();
 }

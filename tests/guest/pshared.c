@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /*
  * What POSIX shares between processes, between cells: mutexes (plain, error-checking, robust), condition variables, barriers,
- * semaphores, read-write locks, all in one anonymous shared mapping. Under each lock two numbers are counted that are in
+ * semaphores, read-write locks, all in one shared mapping, anonymous or of a file. Under each lock two numbers are counted that are in
  * different pages, so that two holders at a time, or one that sees stale memory, would be found out.
  */
 #define _GNU_SOURCE
@@ -33,6 +33,7 @@ struct board {
 };
 
 static struct board *board;
+static int file;		/* crowd_memory() */
 
 #define DO(call)	do { int result_ = (call); CHECK(!result_, "result %d", result_); } while (0)
 
@@ -175,6 +176,7 @@ static void die_in_turn(int me)
 static void work(struct crowd *c, int me, void *arg)
 {
 	(void)arg;
+	board = crowd_own(c, me, board, sizeof(*board), file);
 	for (long round = 0; round < c->m.rounds; round++) {
 		for (int i = 0; i < EACH; i++)
 			for (int which = 0; which < LOCKS; which++)
@@ -237,10 +239,10 @@ int main(int argc, char **argv)
 
 	setvbuf(stdout, NULL, _IONBF, 0);
 	c = crowd_new(argc, argv, CROWD, 4);
-	board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	CHECK(board != MAP_FAILED, "mapping");
+	board = crowd_memory(c, sizeof(*board), &file);
 	init_board();
 	crowd_run(c, work, NULL);
 	CHECK(board->deaths == 2 * (CROWD - 1), "%u deaths", board->deaths);
+	crowd_forget(c);
 	return pass();
 }

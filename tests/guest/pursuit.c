@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /*
  * `pursuit CELLS SEED MOVES`: a process that goes to and fro between cells as fast as it can be moved, while a process in each
- * cell sends it queued signals. Each signal is handled once, wherever the process is: at its home, away, just arriving or just
- * leaving. Then one that is moved again as soon as a move was refused, and some that are killed in the middle of a move.
+ * cell sends it queued signals by every call that there is, to the process and to its thread. Each signal is handled once,
+ * wherever the process is: at its home, away, just arriving or just leaving. Then one that is moved again as soon as a move was
+ * refused, and some that are killed in the middle of a move.
  *
  * A move is refused for no other reason than that the process has just been moved.
  */
@@ -16,6 +17,7 @@
 
 struct chase {
 	volatile uint32_t stop, go;
+	volatile uint32_t by_pidfd;
 	struct {
 		volatile uint32_t sent, handled;
 		char gap[PAGE / SENDERS - 8];
@@ -46,13 +48,58 @@ static void be_chased(void)
 		sigsuspend(&none);
 }
 
+/*
+ * By a descriptor of what is here. Once it has left, the descriptor says that it has ended, and so does pidfd_open(2): 0. Wherever
+ * there is something, the signal reaches the process.
+ */
+static int send_by_pidfd(pid_t chased, int number)
+{
+	int fd = (int)syscall(SYS_pidfd_open, chased, 0), sent;
+
+	if (fd < 0) {
+		CHECK(errno == ESRCH || errno == EINVAL, "pidfd_open");
+		return 0;
+	}
+	sent = !syscall(SYS_pidfd_send_signal, fd, number, NULL, 0);
+	CHECK(sent || errno == ESRCH, "pidfd_send_signal");
+	close(fd);
+	return sent;
+}
+
+static void send_one(pid_t chased, int number, uint32_t way)
+{
+	siginfo_t info = { .si_signo = number, .si_code = SI_QUEUE };
+
+	switch (way) {
+	case 0:
+		CHECK(!syscall(SYS_tgkill, chased, chased, number), "tgkill");
+		return;
+	case 1:
+		CHECK(!syscall(SYS_tkill, chased, number), "tkill");
+		return;
+	case 2:
+		CHECK(!syscall(SYS_rt_tgsigqueueinfo, chased, chased, number, &info), "rt_tgsigqueueinfo");
+		return;
+	case 3:
+		if (send_by_pidfd(chased, number)) {
+			__atomic_fetch_add(&chase->by_pidfd, 1, __ATOMIC_SEQ_CST);
+			return;
+		}
+		break;
+	}
+	CHECK(!sigqueue(chased, number, (union sigval){ 0 }), "sigqueue");
+}
+
 static void be_sender(int me, pid_t chased)
 {
 	uint32_t sent = 0;
 
+	CHECK(syscall(SYS_tgkill, getpid(), chased, 0) && errno == ESRCH, "it is no thread of this process");
+	CHECK(!syscall(SYS_tgkill, chased, chased, 0), "it is there");
+
 	while (!chase->stop) {
 		while (sent - chase->of[me].handled < AHEAD && !chase->stop) {
-			CHECK(!sigqueue(chased, SIGRTMIN + me, (union sigval){ 0 }), "sigqueue");
+			send_one(chased, SIGRTMIN + me, sent % 5);
 			chase->of[me].sent = ++sent;
 		}
 		breathe();
@@ -103,7 +150,8 @@ static void chase_signals(struct crowd *c)
 		all += chase->of[i].sent;
 	}
 	CHECK(!kill(c->pids[0], SIGKILL) && waitpid(c->pids[0], NULL, 0) == c->pids[0], "its end");
-	printf("%u signals, %ld moves\n", all, c->m.rounds);
+	printf("%u signals, %u of them by pidfd, %ld moves\n", all, chase->by_pidfd, c->m.rounds);
+	CHECK(chase->by_pidfd, "none by pidfd");
 }
 
 /* It is killed from the cell where it is about to arrive. */

@@ -21,18 +21,29 @@ fn run(cluster: &Cluster<'_>, program: &str, arguments: &[&str]) -> Result<Strin
     Ok(report)
 }
 
-/// `program` in one cell, spread over `cells`, and, for each of `seeds`, moved about among them all the time. Nobody waits at
-/// the home in the end.
-fn everywhere(cluster: &Cluster<'_>, program: &str, cells: &str, rounds: &str, seeds: &[&str]) -> Result<()> {
-    run(cluster, program, &["stay"])?;
+/// What the memory is: `KIND` of `tests/guest/crowd.h`.
+const ANONYMOUS: &str = "anonymous";
+const FILE: &str = "file";
+
+/// `program` in one cell, spread over `cells`, and, for each of `seeds`, moved about among them all the time, on memory of `kind`.
+/// Nobody waits at the home in the end.
+fn everywhere(
+    cluster: &Cluster<'_>,
+    program: &str,
+    kind: &str,
+    cells: &str,
+    rounds: &str,
+    seeds: &[&str],
+) -> Result<()> {
+    run(cluster, program, &["stay", "2", "1", rounds, kind])?;
     let before = counter(cluster, 0, "proxies_count")?;
-    run(cluster, program, &["once", cells, "1", rounds])?;
+    run(cluster, program, &["once", cells, "1", rounds, kind])?;
     ensure!(counter(cluster, 0, "proxies_count")? > before, "nobody waited from another cell");
     let before = counter(cluster, 0, "wakes_for_others_count")?;
-    run(cluster, program, &["away", cells, "1", rounds])?;
+    run(cluster, program, &["away", cells, "1", rounds, kind])?;
     ensure!(counter(cluster, 0, "wakes_for_others_count")? > before, "nobody woke from another cell");
     for seed in seeds {
-        let report = run(cluster, program, &["storm", cells, seed, rounds])?;
+        let report = run(cluster, program, &["storm", cells, seed, rounds, kind])?;
         ensure!(!report.contains(" 0 moves"), "{program} was never moved: {report}");
     }
     ensure!(counter(cluster, 0, "proxies_now")? == 0, "{program} has ended, and somebody waits for it");
@@ -41,20 +52,30 @@ fn everywhere(cluster: &Cluster<'_>, program: &str, cells: &str, rounds: &str, s
 
 /// DSM-5: each operation of futex(2), with exact counts.
 pub fn operations(cluster: &Cluster<'_>) -> Result<()> {
-    everywhere(cluster, "futex", "2", "2", &SEEDS)
+    everywhere(cluster, "futex", ANONYMOUS, "2", "2", &SEEDS)
 }
 
 /// DSM-5: what POSIX shares between processes, with owners that die.
 pub fn posix(cluster: &Cluster<'_>) -> Result<()> {
-    everywhere(cluster, "pshared", "2", "4", &SEEDS)
+    everywhere(cluster, "pshared", ANONYMOUS, "2", "4", &SEEDS)
+}
+
+/// DSM-5: both in a file of the root that is mapped shared, by some before they moved, by others where they are.
+pub fn in_files(cluster: &Cluster<'_>) -> Result<()> {
+    everywhere(cluster, "futex", FILE, "2", "2", &SEEDS)?;
+    everywhere(cluster, "pshared", FILE, "2", "3", &SEEDS[..1])
 }
 
 /// The same, and the locks of a database server, on four cells; and signals, where a process may be in neither of two cells.
 pub fn four_cells(bench: &Bench) -> Result<()> {
     let cluster = bench.up("futex4", &["--nodes", "4", "--memory", "256M"])?;
-    everywhere(&cluster, "futex", "4", "1", &SEEDS)?;
-    everywhere(&cluster, "pshared", "4", "3", &[])?;
-    everywhere(&cluster, "pg", "4", "6", &SEEDS[..1])?;
+    everywhere(&cluster, "futex", ANONYMOUS, "4", "1", &SEEDS)?;
+    everywhere(&cluster, "pshared", ANONYMOUS, "4", "3", &[])?;
+    everywhere(&cluster, "futex", FILE, "4", "1", &SEEDS[..1])?;
+    everywhere(&cluster, "pg", ANONYMOUS, "4", "6", &SEEDS[..1])?;
+    for mode in ["once", "storm"] {
+        cluster.passes(0, "shm-race", &[mode, "4", "20061", "3"])?;
+    }
     pursuit(&cluster, "4", "15", &SEEDS[..1])
 }
 

@@ -77,6 +77,12 @@ pub const ALL: &[Scenario] = &[
     shared("dsm_5_size_holes_and_seals_reach_every_cell", |cluster| shared::program(cluster, "shm-size")),
     shared("dsm_5_mapping_calls_work_on_remote_pages", |cluster| shared::program(cluster, "shm-maps")),
     shared("dsm_5_shared_file_mappings_and_read_write_agree", |cluster| shared::program(cluster, "shm-file")),
+    shared("dsm_5_cells_that_make_a_region_of_one_file_at_once_get_one", |cluster| {
+        shared::program(cluster, "shm-race")
+    }),
+    shared("dsm_5_an_offset_is_shared_where_the_pages_are_elsewhere", |cluster| {
+        shared::program(cluster, "shm-offset")
+    }),
     shared("dsm_5_pages_outside_of_the_slice_move_into_it", shared::low_memory),
     shared("dsm_6_a_region_lives_from_its_first_move_to_its_last_use", shared::life),
     shared("mig_7_heap100_lazily_there_and_back", moving::heap_lazy),
@@ -85,6 +91,7 @@ pub const ALL: &[Scenario] = &[
     shared("dsm_what_faults_between_cells_cost_is_measured", coherence::bench),
     shared("dsm_5_futexes_wake_across_cells_with_exact_counts", futex::operations),
     shared("dsm_5_process_shared_pthread_objects_work_across_cells", futex::posix),
+    shared("dsm_5_futexes_in_files_work_across_cells", futex::in_files),
     shared("bad_input_is_refused_with_a_reason", bad_input::refusals),
     shared("restart_refuses_foreign_images", bad_input::foreign_images),
     own("down_leaves_nothing_and_twice_is_told", cluster_life::down_twice),
