@@ -316,7 +316,7 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IONBF, 0);
 	if (argc == 7 && !strcmp(argv[1], "agent"))
 		return agent_main(argv);
-	mover_init(&m, argc, argv, 6);
+	mover_init(&m, argc, argv, 3);
 	CHECK(m.cells <= (AGENTS - 1) / 2, "at most %d cells", (AGENTS - 1) / 2);
 	count = 2 * (m.cells > 1 ? m.cells : 2);
 	for (int i = 0; i < count; i++)
