@@ -83,8 +83,7 @@ fn make(build: &mut Build<'_>, ui: Ui, name: &str) -> Result<()> {
         .log_lines(&mut build.log, |_| step.tick())
         .with_context(|| format!("Debian's package {name} cannot be had"))?;
     let program = tree.join("usr/bin").join(name);
-    let path: Vec<String> =
-        LIBRARIES.iter().map(|folder| tree.join(folder).display().to_string()).collect();
+    let path: Vec<String> = LIBRARIES.iter().map(|folder| tree.join(folder).display().to_string()).collect();
     let listed = Run::new(tree.join(LINKER))
         .args(["--library-path", &path.join(":"), "--list"])
         .arg(&program)
