@@ -12,6 +12,8 @@ pub mod cache;
 pub mod command;
 /// The `newc` cpio archive that Linux takes as its initramfs.
 pub mod cpio;
+/// Programs of Debian that only tests need.
+pub mod extra;
 /// Content hashes and cache keys.
 pub mod hash;
 /// The guest kernel, from Debian's source, our patches and our configuration.

@@ -115,7 +115,7 @@ pub(crate) fn pack(tree: &Path, image: &Path, uuid: &str, options: &[&str]) -> R
 
 /// The parts of this machine's apt sources that have `release`, as a deb822 file. On a machine with another release of
 /// Debian, the same archive is asked for `release`.
-fn sources_for(apt: &Path, release: &str) -> Result<String> {
+pub(crate) fn sources_for(apt: &Path, release: &str) -> Result<String> {
     let mut entries = Vec::new();
     for (name, path) in crate::hash::files(&apt.join("sources.list.d"))?
         .into_iter()

@@ -9,10 +9,12 @@ use anyhow::{Context, Result};
 use crate::command::{Log, Run};
 use crate::hash::{Key, files};
 use crate::packages::{self, Purpose};
-use crate::{Cache, Source, Ui, root};
+use crate::{Cache, Source, Ui, extra, root};
 
 /// Name of the image.
 pub const IMAGE: &str = "tools.erofs";
+/// Where test programs go in the cells' root.
+const TESTS: &str = "usr/lib/ssi/tests";
 /// The image's UUID.
 const UUID: &str = "53534900-0000-4000-8000-000000000002";
 
@@ -34,6 +36,7 @@ pub fn build(cache: &Cache, source: &Source, ui: &Ui) -> Result<PathBuf> {
     }
     c_programs(source, &tree, &mut log)?;
     drop(step);
+    extra::install(cache, ui, &tree, Path::new(TESTS))?;
     let mut key = Key::new("tools-1");
     key.add_tree("tree", &tree)?;
     let dir = cache.build("tools", &key.finish(), &[IMAGE], *ui, |build| {
@@ -54,7 +57,7 @@ fn place(name: &str) -> PathBuf {
         "init" | "agent" => Path::new("usr/lib/ssi").join(short),
         "migrationd" => Path::new("usr/sbin").join(short),
         "migrate" | "counter" | "heap100" => Path::new("usr/bin").join(short),
-        _ => Path::new("usr/lib/ssi/tests").join(short),
+        _ => Path::new(TESTS).join(short),
     }
 }
 

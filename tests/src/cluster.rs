@@ -61,11 +61,13 @@ impl Bench {
     /// # Errors
     /// If it does not end within the limit.
     pub fn run(&self, args: &[&str]) -> Result<Output> {
-        self.run_within(COMMAND_LIMIT_S, args)
+        self.run_within(COMMAND_LIMIT_S, args, &[])
     }
 
-    fn run_within(&self, limit_s: u32, args: &[&str]) -> Result<Output> {
-        let output = self.command(limit_s, args).stdin(Stdio::null()).output().context("starting ssivmm")?;
+    fn run_within(&self, limit_s: u32, args: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
+        let mut command = self.command(limit_s, args);
+        command.envs(variables.iter().copied()).stdin(Stdio::null());
+        let output = command.output().context("starting ssivmm")?;
         ensure!(output.status.code() != Some(124), "ssivmm {} did not end in {limit_s} s", args.join(" "));
         Ok(output)
     }
@@ -75,6 +77,14 @@ impl Bench {
     /// # Errors
     /// If `up` fails; what it said is in the error.
     pub fn up(&self, name: &str, extra: &[&str]) -> Result<Cluster<'_>> {
+        self.up_with(name, extra, &[])
+    }
+
+    /// As [`Self::up`], with these environment variables.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_with(&self, name: &str, extra: &[&str], variables: &[(&str, &str)]) -> Result<Cluster<'_>> {
         let port = free_port()?;
         let publish = format!("{port}:80");
         let mut args = vec!["up", "--name", name, "--publish", &publish];
@@ -82,7 +92,7 @@ impl Bench {
             args.extend(["--host", host]);
         }
         args.extend(extra);
-        let output = self.run_within(UP_LIMIT_S, &args)?;
+        let output = self.run_within(UP_LIMIT_S, &args, variables)?;
         let cluster = Cluster { bench: self, name: name.to_owned(), port };
         expect_success(&args, &output)?;
         Ok(cluster)

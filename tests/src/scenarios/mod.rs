@@ -12,6 +12,7 @@ mod files;
 mod futex;
 mod moving;
 mod shared;
+mod stress;
 mod web;
 
 /// What a scenario needs.
@@ -102,6 +103,7 @@ pub const ALL: &[Scenario] = &[
     own("cells_with_two_vcpus_are_coherent_and_move", cluster_life::two_vcpus),
     own("dsm_2_four_cells_with_small_windows_share_all_the_same", coherence::small_windows),
     own("dsm_5_locks_of_a_database_server_on_four_cells", futex::four_cells),
+    own("dsm_5_stressors_that_verify_are_moved", stress::moved),
     own("dsm_5_futex_waits_end_when_a_cell_dies", futex::deaths),
     own("up_refuses_what_is_in_use", cluster_life::in_use),
 ];

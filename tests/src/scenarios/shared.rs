@@ -24,7 +24,7 @@ fn nothing_held() -> String {
 }
 
 /// Waits until nothing of any region is left in cell `cell`: what processes release, their cells tell each other late.
-fn await_nothing_held(cluster: &Cluster<'_>, cell: u32) -> Result<()> {
+pub(super) fn await_nothing_held(cluster: &Cluster<'_>, cell: u32) -> Result<()> {
     let held = nothing_held();
     let script = format!(
         "i=0; until {held}; do i=$((i+1)); [ $i -lt 600 ] || {{ cat /proc/ssi/shared; exit 1; }}; sleep 0.1; done"
