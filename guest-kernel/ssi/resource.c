@@ -39,9 +39,13 @@ static const struct ssi_resource *const resources[] = {
 	&ssi_res_task,
 };
 
+/*
+ * The last one first: threads and children are told as such, not as somebody who shares a table of descriptors, and shared memory
+ * gets a region only if nothing else stands against the move.
+ */
 int ssi_check(struct ssi_save *s)
 {
-	for (int i = 0; i < ARRAY_SIZE(resources); i++) {
+	for (int i = ARRAY_SIZE(resources); i--;) {
 		int err = resources[i]->check ? resources[i]->check(s) : 0;
 
 		if (err)
