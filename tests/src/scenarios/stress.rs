@@ -13,15 +13,18 @@ struct Stressor {
     moves: u32,
 }
 
-/// Not among them is `shm`: it opens and removes names in `/dev/shm`, which each cell has for itself.
 const MOVED: &[Stressor] = &[
     Stressor { name: "mmap", options: &["--mmap-bytes", "256k"], moves: 3 },
     // Its file is on the root, which all cells have.
     Stressor { name: "msync", options: &["--msync-bytes", "1m", "--temp-path", "/var/tmp"], moves: 3 },
     Stressor { name: "futex", options: &[], moves: 3 },
     Stressor { name: "memfd", options: &["--memfd-fds", "8", "--memfd-bytes", "2m"], moves: 3 },
+    Stressor { name: "shm", options: &["--shm-bytes", "1m", "--shm-objs", "4"], moves: 3 },
     Stressor { name: "shm-sysv", options: &["--shm-sysv-segs", "2", "--shm-sysv-bytes", "1m"], moves: 3 },
 ];
+/// Names of POSIX shared memory are each cell's own (`/dev/shm`), and `shm` opens and removes them wherever it is: here they are in
+/// a folder of the root, which all cells have.
+const NAMES: &str = "mkdir -p /var/tmp/shm && chmod 1777 /var/tmp/shm && mount --bind /var/tmp/shm /dev/shm";
 /// Its semaphores are shared by threads of one process, which does not move.
 const THREADS: Stressor = Stressor { name: "sem", options: &[], moves: 0 };
 
@@ -41,6 +44,9 @@ fn run(cluster: &Cluster<'_>, stressor: &Stressor) -> Result<String> {
 /// Each one has to end well, after it was moved; nothing of what it shared is left.
 pub fn moved(bench: &Bench) -> Result<()> {
     let cluster = bench.up_with("stress", &["--nodes", "2"], &[("SSIVMM_EXTRA", "stress-ng")])?;
+    for cell in [0, 1] {
+        cluster.exec(cell, &["sh", "-c", NAMES])?;
+    }
     for stressor in MOVED {
         run(&cluster, stressor)?;
         for cell in [0, 1] {
@@ -49,10 +55,6 @@ pub fn moved(bench: &Bench) -> Result<()> {
     }
     let said = run(&cluster, &THREADS)?;
     let mut refusals = said.lines().filter(|line| line.starts_with("stress: refused"));
-    ensure!(
-        refusals.all(|line| line.ends_with(": it has # threads")),
-        "{}: {said}",
-        THREADS.name
-    );
+    ensure!(refusals.all(|line| line.ends_with(": it has # threads")), "{}: {said}", THREADS.name);
     Ok(())
 }
