@@ -19,8 +19,8 @@ struct chase {
 	volatile uint32_t stop, go;
 	volatile uint32_t by_pidfd;
 	struct {
-		volatile uint32_t sent, handled;
-		char gap[PAGE / SENDERS - 8];
+		volatile uint32_t sent, handled, there;
+		char gap[PAGE / SENDERS - 12];
 	} of[SENDERS];
 };
 
@@ -97,6 +97,8 @@ static void be_sender(int me, pid_t chased)
 	CHECK(syscall(SYS_tgkill, getpid(), chased, 0) && errno == ESRCH, "it is no thread of this process");
 	CHECK(!syscall(SYS_tgkill, chased, chased, 0), "it is there");
 
+	/* Not before: a process that has a pidfd open cannot move. */
+	await(&chase->of[me].there, 1, "its cell");
 	while (!chase->stop) {
 		while (sent - chase->of[me].handled < AHEAD && !chase->stop) {
 			send_one(chased, SIGRTMIN + me, sent % 5);
@@ -131,6 +133,7 @@ static void chase_signals(struct crowd *c)
 		if (!child_of(c, i + 1))
 			be_sender(i, c->pids[0]);
 		crowd_move(c, i + 1, i);
+		chase->of[i].there = 1;
 	}
 	/* There and back, twice in three times. */
 	for (long i = 0, a = 1, b = 0; i < c->m.rounds; i++) {
