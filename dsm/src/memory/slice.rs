@@ -358,13 +358,9 @@ impl SliceMemory {
         let (mut start, end) = (index, index + count);
         while start < end {
             let stop = end.min((start / RUN_PAGES + 1) * RUN_PAGES);
-            let mut fresh = false;
-            let whole = stop - start > 1 && self.is_populated(start, stop);
-            for page in start..stop {
-                fresh |= self.watch_run_of(page)?;
-                if !whole {
-                    self.touch(page);
-                }
+            let fresh = self.watch_run_of(start)?;
+            if stop - start == 1 || !self.is_populated(start, stop) {
+                (start..stop).for_each(|page| self.touch(page));
             }
             take(self.guest.address(start * PAGE_SIZE), (stop - start) * PAGE_SIZE)?;
             if fresh {

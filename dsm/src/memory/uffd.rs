@@ -257,21 +257,13 @@ impl Uffd {
     /// [`Error::Os`] with the kernel's reason.
     pub fn map_pages(&self, address: u64, len: usize, protect: bool) -> Result<usize, Error> {
         let mode = if protect { CONTINUE_WP } else { 0 };
-        let mut done = 0;
-        while done < len {
+        over_range("UFFDIO_CONTINUE", len, |done| {
             let range = Range { start: address + done as u64, len: (len - done) as u64 };
             let mut arg = RangeModeResult { range, mode, result: 0 };
             // SAFETY: RangeModeResult has the layout of `struct uffdio_continue`.
             let result = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut arg) };
-            match advanced(result, arg.result.cast_signed()) {
-                Advance::All => return Ok(len),
-                Advance::By(mapped) => done += mapped,
-                Advance::Again => std::thread::yield_now(),
-                Advance::Stopped => return Ok(done),
-                Advance::Failed(error) => return Err(Error::from_os("UFFDIO_CONTINUE", error)),
-            }
-        }
-        Ok(len)
+            (result, arg.result.cast_signed())
+        })
     }
 
     /// Gives the memfd pages with `bytes`, maps them write-protected at `address`, and wakes those who wait for them; says how
@@ -281,8 +273,7 @@ impl Uffd {
     /// [`Error::Os`] with the kernel's reason.
     pub fn copy_pages(&self, address: u64, bytes: &[u8]) -> Result<usize, Error> {
         let len = bytes.len() / PAGE_SIZE * PAGE_SIZE;
-        let mut done = 0;
-        while done < len {
+        over_range("UFFDIO_COPY", len, |done| {
             let mut arg = CopyPages {
                 target: address + done as u64,
                 source: bytes[done..].as_ptr() as u64,
@@ -292,15 +283,8 @@ impl Uffd {
             };
             // SAFETY: CopyPages has the layout of `struct uffdio_copy`, and its source is as long as it says.
             let result = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_COPY(), &mut arg) };
-            match advanced(result, arg.copied) {
-                Advance::All => return Ok(len),
-                Advance::By(copied) => done += copied,
-                Advance::Again => std::thread::yield_now(),
-                Advance::Stopped => return Ok(done),
-                Advance::Failed(error) => return Err(Error::from_os("UFFDIO_COPY", error)),
-            }
-        }
-        Ok(len)
+            (result, arg.copied)
+        })
     }
 
     /// Makes every later access to the unmapped page at `address` a SIGBUS, and wakes those who wait. `Ok(false)`:
@@ -354,29 +338,29 @@ impl AsRawFd for Uffd {
     }
 }
 
-/// What an ioctl over a range has done.
-enum Advance {
-    All,
-    /// So many bytes.
-    By(usize),
-    Again,
-    /// The next page is there already, or not there.
-    Stopped,
-    Failed(io::Error),
-}
-
-fn advanced(result: i32, bytes: i64) -> Advance {
-    if result >= 0 {
-        return Advance::All;
+/// Repeats an ioctl over a range of `len` bytes, of which it is told how many are done, until all are, or the next page is there
+/// already, or not there: how many are then. It says its result, and how many bytes it did itself.
+fn over_range(
+    what: &'static str,
+    len: usize,
+    mut ioctl: impl FnMut(usize) -> (i32, i64),
+) -> Result<usize, Error> {
+    let mut done = 0;
+    while done < len {
+        let (result, bytes) = ioctl(done);
+        if result >= 0 {
+            return Ok(len);
+        }
+        let error = io::Error::last_os_error();
+        // A part of the range is EAGAIN too.
+        match (error.raw_os_error(), usize::try_from(bytes)) {
+            (_, Ok(bytes)) if bytes > 0 => done += bytes,
+            (Some(libc::EAGAIN | libc::EINTR), _) => std::thread::yield_now(),
+            (Some(libc::EEXIST | libc::EFAULT), _) => return Ok(done),
+            _ => return Err(Error::from_os(what, error)),
+        }
     }
-    let error = io::Error::last_os_error();
-    // A part of the range is EAGAIN too.
-    match (error.raw_os_error(), usize::try_from(bytes)) {
-        (_, Ok(bytes)) if bytes > 0 => Advance::By(bytes),
-        (Some(libc::EAGAIN | libc::EINTR), _) => Advance::Again,
-        (Some(libc::EEXIST | libc::EFAULT), _) => Advance::Stopped,
-        _ => Advance::Failed(error),
-    }
+    Ok(len)
 }
 
 /// `EAGAIN` means that the address space is changing under the ioctl (`fork`, `mremap`): it is tried again, in bounds.
