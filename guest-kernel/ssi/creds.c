@@ -27,7 +27,6 @@ static int creds_check(struct ssi_save *s)
 static int creds_save(struct ssi_save *s)
 {
 	const struct cred *c = current_cred();
-	struct ssi_rec_limits lim;
 	u32 n = c->group_info->ngroups;
 	struct ssi_rec_creds *rec = kvzalloc(struct_size(rec, groups, n), GFP_KERNEL);
 	int err;
@@ -54,16 +53,7 @@ static int creds_save(struct ssi_save *s)
 		rec->groups[i] = GID(c->group_info->gid[i]);
 	err = ssi_write_rec(s->sink, SSI_REC_CREDS, rec, struct_size(rec, groups, n));
 	kvfree(rec);
-	if (err)
-		return err;
-
-	task_lock(current->group_leader);
-	for (int i = 0; i < RLIM_NLIMITS; i++) {
-		lim.lim[i][0] = current->signal->rlim[i].rlim_cur;
-		lim.lim[i][1] = current->signal->rlim[i].rlim_max;
-	}
-	task_unlock(current->group_leader);
-	return ssi_write_rec(s->sink, SSI_REC_LIMITS, &lim, sizeof(lim));
+	return err;
 }
 
 /* May the caller of restart() become this? Its own again, or anything with the capability to restore checkpoints. */
@@ -86,19 +76,6 @@ static int may_become(struct ssi_restore *r, const struct ssi_rec_creds *rec)
 	pr_notice_ratelimited("image of %d: restoring the credentials of user %u needs CAP_SYS_ADMIN\n", r->hdr->pid,
 			      rec->uid);
 	return -EPERM;
-}
-
-static int limits_ok(struct ssi_restore *r)
-{
-	const struct ssi_rec_limits *lim = ssi_rec_only(r, SSI_REC_LIMITS);
-
-	for (int i = 0; i < RLIM_NLIMITS; i++) {
-		if (lim->lim[i][0] > lim->lim[i][1])
-			return ssi_bad_image(r, "limit %d: soft above hard", i);
-		if (lim->lim[i][1] > current->signal->rlim[i].rlim_max && !r->deputy && !capable(CAP_SYS_RESOURCE))
-			return -EPERM;
-	}
-	return 0;
 }
 
 static int fill_cred(struct cred *c, const struct ssi_rec_creds *rec)
@@ -158,8 +135,6 @@ static int creds_prepare(struct ssi_restore *r)
 	if (rec->ngroups > NGROUPS_MAX || raw->len != struct_size(rec, groups, rec->ngroups))
 		return ssi_bad_image(r, "%u groups", rec->ngroups);
 	err = may_become(r, rec);
-	if (!err)
-		err = limits_ok(r);
 	if (err)
 		return err;
 	r->cred = prepare_creds();
@@ -179,12 +154,59 @@ static void creds_abort(struct ssi_restore *r)
 static void creds_commit(struct ssi_restore *r)
 {
 	const struct ssi_rec_creds *rec = ssi_rec_only(r, SSI_REC_CREDS);
-	const struct ssi_rec_limits *lim = ssi_rec_only(r, SSI_REC_LIMITS);
 
 	commit_creds(r->cred);
 	r->cred = NULL;
 	if (rec->no_new_privs)
 		task_set_no_new_privs(current);
+}
+
+static const struct ssi_rec_def creds_recs[] = {
+	{ SSI_REC_CREDS, 1, sizeof(struct ssi_rec_creds), sizeof(struct ssi_rec_creds) + NGROUPS_MAX * sizeof(u32), 1, 1 },
+	{}
+};
+
+const struct ssi_resource ssi_res_creds = {
+	.name = "credentials",
+	.recs = creds_recs,
+	.thread = true,
+	.check = creds_check,
+	.save = creds_save,
+	.prepare = creds_prepare,
+	.commit = creds_commit,
+	.abort = creds_abort,
+};
+
+static int limits_save(struct ssi_save *s)
+{
+	struct ssi_rec_limits lim;
+
+	task_lock(current->group_leader);
+	for (int i = 0; i < RLIM_NLIMITS; i++) {
+		lim.lim[i][0] = current->signal->rlim[i].rlim_cur;
+		lim.lim[i][1] = current->signal->rlim[i].rlim_max;
+	}
+	task_unlock(current->group_leader);
+	return ssi_write_rec(s->sink, SSI_REC_LIMITS, &lim, sizeof(lim));
+}
+
+static int limits_prepare(struct ssi_restore *r)
+{
+	const struct ssi_rec_limits *lim = ssi_rec_only(r, SSI_REC_LIMITS);
+
+	for (int i = 0; i < RLIM_NLIMITS; i++) {
+		if (lim->lim[i][0] > lim->lim[i][1])
+			return ssi_bad_image(r, "limit %d: soft above hard", i);
+		if (lim->lim[i][1] > current->signal->rlim[i].rlim_max && !r->deputy && !capable(CAP_SYS_RESOURCE))
+			return -EPERM;
+	}
+	return 0;
+}
+
+static void limits_commit(struct ssi_restore *r)
+{
+	const struct ssi_rec_limits *lim = ssi_rec_only(r, SSI_REC_LIMITS);
+
 	task_lock(current->group_leader);
 	for (int i = 0; i < RLIM_NLIMITS; i++) {
 		current->signal->rlim[i].rlim_cur = lim->lim[i][0];
@@ -193,18 +215,15 @@ static void creds_commit(struct ssi_restore *r)
 	task_unlock(current->group_leader);
 }
 
-static const struct ssi_rec_def creds_recs[] = {
-	{ SSI_REC_CREDS, 1, sizeof(struct ssi_rec_creds), sizeof(struct ssi_rec_creds) + NGROUPS_MAX * sizeof(u32), 1, 1 },
+static const struct ssi_rec_def limits_recs[] = {
 	{ SSI_REC_LIMITS, 1, sizeof(struct ssi_rec_limits), sizeof(struct ssi_rec_limits), 1, 1 },
 	{}
 };
 
-const struct ssi_resource ssi_res_creds = {
-	.name = "credentials",
-	.recs = creds_recs,
-	.check = creds_check,
-	.save = creds_save,
-	.prepare = creds_prepare,
-	.commit = creds_commit,
-	.abort = creds_abort,
+const struct ssi_resource ssi_res_limits = {
+	.name = "limits",
+	.recs = limits_recs,
+	.save = limits_save,
+	.prepare = limits_prepare,
+	.commit = limits_commit,
 };

@@ -23,15 +23,14 @@
 
 #include "incoming.h"
 #include "migrate.h"
+#include "pid.h"
 #include "task.h"
 #include "wire.h"
 
-static_assert(sizeof(struct ssi_usage) == sizeof_field(struct ssi_exit, usage));
-
-/* @type: PIDTYPE_PID for one that was sent to the thread, as by tgkill(2), else PIDTYPE_TGID. 0: delivered. -ESRCH: it is not there. */
-static int send_to(u32 cell, pid_t pid, int sig, const kernel_siginfo_t *info, enum pid_type type)
+/* @tid: the thread that it was sent to, as by tgkill(2); 0: to the process. 0: delivered. -ESRCH: the process is not there. */
+static int send_to(u32 cell, pid_t pid, pid_t tid, int sig, const kernel_siginfo_t *info)
 {
-	struct ssi_signal msg = { .pid = pid, .sig = sig, .thread = type == PIDTYPE_PID, .info = *info };
+	struct ssi_signal msg = { .pid = pid, .tid = tid, .sig = sig, .info = *info };
 	ssize_t n = ssi_call(cell, SSI_OP_DEPUTY_SIGNAL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
 
 	return n < 0 ? n : 0;
@@ -42,11 +41,23 @@ static bool over(struct ssi_task *st)
 	return READ_ONCE(st->exited) || READ_ONCE(st->lost);
 }
 
+/* To a thread of this process, which is here, or to the process. */
+static void send_here(pid_t tid, int sig, const kernel_siginfo_t *info)
+{
+	struct task_struct *t = tid ? find_get_task_by_vpid(tid) : get_task_struct(current);
+
+	if (!t)
+		return;
+	if (same_thread_group(t, current))
+		do_send_sig_info(sig, (void *)info, t, tid ? PIDTYPE_PID : PIDTYPE_TGID);
+	put_task_struct(t);
+}
+
 /*
  * Sends a signal after the process. It may be between two cells: then the old one does not know it any more, and the new one
- * is about to say that it has it.
+ * is about to say that it has it. False: it comes home, and takes the signal then.
  */
-static void forward(struct ssi_task *st, int sig, const kernel_siginfo_t *info, enum pid_type type)
+static bool forward(struct ssi_task *st, pid_t tid, int sig, const kernel_siginfo_t *info)
 {
 	u32 moves, where;
 
@@ -55,13 +66,11 @@ static void forward(struct ssi_task *st, int sig, const kernel_siginfo_t *info, 
 		where = st->where;
 		moves = st->moves;
 		spin_unlock(&st->lock);
-		if (over(st) || send_to(where, st->pid, sig, info, type) != -ESRCH)
-			return;
+		if (over(st) || send_to(where, st->pid, tid, sig, info) != -ESRCH)
+			return true;
 		wait_event(st->wait, over(st) || READ_ONCE(st->moves) != moves || READ_ONCE(st->coming));
-		if (READ_ONCE(st->coming) && !over(st)) {	/* here in a moment */
-			do_send_sig_info(sig, (void *)info, current, type);
-			return;
-		}
+		if (READ_ONCE(st->coming) && !over(st))
+			return false;
 	}
 }
 
@@ -88,6 +97,58 @@ static void block_all(void)
 	clear_restore_sigmask();
 }
 
+static bool has_own_signal(void)
+{
+	sigset_t own = current->pending.signal;
+
+	sigdelset(&own, SIGKILL);
+	return !sigisemptyset(&own);
+}
+
+int ssi_add_stray(struct ssi_task *st, pid_t tid, const kernel_siginfo_t *info)
+{
+	struct ssi_stray *stray = kmalloc(sizeof(*stray), GFP_KERNEL);
+	int err = -ESRCH;
+
+	if (!stray)
+		return -ENOMEM;
+	stray->tid = tid;
+	stray->info = *info;
+	spin_lock(&st->lock);
+	if (st->role == SSI_DEPUTY || st->role == SSI_GONE) {
+		list_add_tail(&stray->list, &st->strays);
+		err = 0;
+	}
+	spin_unlock(&st->lock);
+	if (err)
+		kfree(stray);
+	else
+		wake_up_all(&st->wait);
+	return err;
+}
+
+void ssi_leave_strays(struct ssi_task *st)
+{
+	kernel_siginfo_t info;
+	enum pid_type type;
+
+	block_all();
+	while (has_own_signal() && take_signal(&info, &type))
+		ssi_add_stray(st, type == PIDTYPE_PID ? task_pid_nr(current) : 0, &info);
+}
+
+static struct ssi_stray *take_stray(struct ssi_task *st)
+{
+	struct ssi_stray *stray;
+
+	spin_lock(&st->lock);
+	stray = list_first_entry_or_null(&st->strays, struct ssi_stray, list);
+	if (stray)
+		list_del(&stray->list);
+	spin_unlock(&st->lock);
+	return stray;
+}
+
 static bool has_signal(void)
 {
 	return !sigisemptyset(&current->pending.signal) || !sigisemptyset(&current->signal->shared_pending.signal);
@@ -110,7 +171,8 @@ static void deputy_sleep(struct ssi_task *st)
 	add_wait_queue(&current->sighand->signalfd_wqh, &on_signal);
 	for (;;) {
 		set_current_state(TASK_INTERRUPTIBLE);
-		if (over(st) || READ_ONCE(st->coming) || has_signal() || signal_pending(current))
+		if (over(st) || READ_ONCE(st->coming) || has_signal() || !list_empty_careful(&st->strays) ||
+		    signal_pending(current))
 			break;
 		schedule();
 	}
@@ -119,24 +181,15 @@ static void deputy_sleep(struct ssi_task *st)
 	remove_wait_queue(&st->wait, &on_event);
 }
 
-/* What the process used elsewhere is what this task used, for its parent. */
-static void take_usage(const struct ssi_usage *u)
+/* Its threads' numbers are free, wherever they were given out. Else each thread says so when it ends. */
+static void tell_lost(struct ssi_task *st)
 {
-	struct signal_struct *sig = current->signal;
-	u64 utime, stime;
+	s32 all = -st->pid;
 
-	task_cputime(current, &utime, &stime);
-	write_seqlock_irq(&sig->stats_lock);
-	sig->utime = u->utime - min(u->utime, utime);
-	sig->stime = u->stime - min(u->stime, stime);
-	sig->cutime = u->cutime;
-	sig->cstime = u->cstime;
-	sig->min_flt = u->min_flt;
-	sig->maj_flt = u->maj_flt;
-	sig->nvcsw = u->nvcsw;
-	sig->nivcsw = u->nivcsw;
-	sig->maxrss = u->maxrss;
-	write_sequnlock_irq(&sig->stats_lock);
+	ssi_pid_unkeep_all(st->pid);
+	for (u32 cell = 0; cell < ssi_cells(); cell++)
+		if (cell != ssi_this_cell() && ssi_cell_alive(cell))
+			ssi_post(cell, SSI_OP_DEPUTY_TID, &all, sizeof(all));
 }
 
 static void __noreturn deputy_end(struct ssi_task *st)
@@ -147,10 +200,11 @@ static void __noreturn deputy_end(struct ssi_task *st)
 	if (st->exited) {
 		status = st->status;
 		spin_unlock(&st->lock);
-		take_usage(&st->usage);
+		ssi_usage_take(&st->usage);
 	} else {
 		spin_unlock(&st->lock);
 		pr_notice("process %d was lost with cell %u\n", st->pid, st->where);
+		tell_lost(st);
 	}
 	ssi_task_put(st);
 	do_group_exit(status);
@@ -175,7 +229,7 @@ static void deputy_killed(struct ssi_task *st)
 			ssi_incoming_fail(in, -EINTR, "the process was killed");
 			ssi_incoming_put(in);
 		}
-		forward(st, SIGKILL, &info, PIDTYPE_TGID);
+		forward(st, 0, SIGKILL, &info);
 		wait_event(st->wait, over(st) || READ_ONCE(st->coming));
 	}
 	deputy_end(st);
@@ -203,13 +257,48 @@ static int come_home(struct ssi_task *st)
 	return err;
 }
 
-static void deputy_run(struct ssi_task *st)
+/* What signals there are go after the process. If it comes home before it has got one, that waits for it here. */
+static void follow_up(struct ssi_task *st)
 {
+	struct ssi_stray *stray = take_stray(st);
 	kernel_siginfo_t info;
 	enum pid_type type;
-	int sig;
+	pid_t tid = 0;
 
+	if (stray) {
+		tid = stray->tid;
+		info = stray->info;
+		kfree(stray);
+	} else {
+		if (!take_signal(&info, &type))
+			return;
+		if (type == PIDTYPE_PID)
+			tid = task_pid_nr(current);
+	}
+	if (forward(st, tid, info.si_signo, &info))
+		return;
+	if (tid && tid != task_pid_nr(current))
+		ssi_add_stray(st, tid, &info);
+	else
+		send_here(tid, info.si_signo, &info);
+}
+
+/* What still waits for its threads when it has come home. */
+static void deliver_strays(struct ssi_task *st)
+{
+	struct ssi_stray *stray;
+
+	while ((stray = take_stray(st))) {
+		send_here(stray->tid, stray->info.si_signo, &stray->info);
+		kfree(stray);
+	}
+}
+
+static void deputy_run(struct ssi_task *st)
+{
 	block_all();
+	if (task_work_pending(current))
+		task_work_run();	/* files that it closed are closed now */
 	for (;;) {
 		deputy_sleep(st);
 		if (over(st))
@@ -218,14 +307,12 @@ static void deputy_run(struct ssi_task *st)
 			deputy_killed(st);
 		if (test_thread_flag(TIF_NOTIFY_SIGNAL))
 			run_requests();
-		if (READ_ONCE(st->coming)) {
-			if (!come_home(st))
-				return;
-			continue;
+		if (!READ_ONCE(st->coming)) {
+			follow_up(st);
+		} else if (!come_home(st)) {
+			deliver_strays(st);
+			return;
 		}
-		sig = take_signal(&info, &type);
-		if (sig)
-			forward(st, sig, &info, type);
 	}
 }
 
@@ -237,30 +324,34 @@ static void tell_moved(struct ssi_task *st, u32 where)
 }
 
 /* To the cell where it went; if it has left that one as well, its home knows, and waits until it is somewhere. */
-static void send_after(struct ssi_task *st, u32 where, int sig, const kernel_siginfo_t *info, enum pid_type type)
+static void send_after(struct ssi_task *st, u32 where, pid_t tid, const kernel_siginfo_t *info)
 {
-	struct ssi_kill msg = { .pid = st->pid, .sig = sig, .thread = type == PIDTYPE_PID, .capable = true, .info = *info };
+	struct ssi_kill msg = { .pid = st->pid, .tid = tid, .sig = info->si_signo, .thread = !!tid, .capable = true, .info = *info };
 
-	if (send_to(where, st->pid, sig, info, type) == -ESRCH)
+	if (send_to(where, st->pid, tid, info->si_signo, info) == -ESRCH)
 		ssi_call(st->home, SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
 }
 
 /* The rest of a process that was not born here: what signals came while it left follow it, then nothing is left. */
 static void __noreturn vanish(struct ssi_task *st, u32 where)
 {
+	struct ssi_stray *stray;
 	kernel_siginfo_t info;
 	enum pid_type type;
-	int sig;
 
 	tell_moved(st, where);
 	block_all();
-	while ((sig = take_signal(&info, &type)))
-		send_after(st, where, sig, &info, type);
+	while ((stray = take_stray(st))) {
+		send_after(st, where, stray->tid, &stray->info);
+		kfree(stray);
+	}
+	while (take_signal(&info, &type))
+		send_after(st, where, type == PIDTYPE_PID ? st->pid : 0, &info);
 	if (fatal_signal_pending(current)) {
 		clear_siginfo(&info);
 		info.si_signo = SIGKILL;
 		info.si_code = SI_USER;
-		send_after(st, where, SIGKILL, &info, PIDTYPE_TGID);
+		send_after(st, where, 0, &info);
 	}
 	ssi_task_put(st);
 	do_exit(0);
@@ -296,96 +387,19 @@ void ssi_arrive(struct ssi_task *st, u32 source)
 	ssi_tell_figures(st);
 }
 
-typedef int (*send_fn)(struct task_struct *t, int sig, struct kernel_siginfo *info, enum pid_type type);
-
-/*
- * A process that was born elsewhere and runs here gets the signal; -ENOENT if it does not: what has its PID here is about to
- * become it, or was it. Under the lock, so that leave() comes after the signal, which then follows the process, or before.
- */
-static int send_to_runner(struct task_struct *t, send_fn send, int sig, struct kernel_siginfo *info, enum pid_type type)
+/* A thread that had a number of this cell has ended elsewhere, or all those of a process. */
+static ssize_t handle_tid(struct ssi_request *req)
 {
-	struct ssi_task *st = ssi_task_get(t, false);
-	int err = -ENOENT;
+	s32 tid;
 
-	if (!st)
-		return err;
-	spin_lock(&st->lock);
-	if (st->role == SSI_RUNNER)
-		err = send(t, sig, info, type);
-	spin_unlock(&st->lock);
-	ssi_task_put(st);
-	return err;
-}
-
-static int send_unchecked(struct task_struct *t, int sig, struct kernel_siginfo *info, enum pid_type type)
-{
-	return do_send_sig_info(sig, sig == SIGKILL ? SEND_SIG_PRIV : info, t, type);
-}
-
-/* As kill(2) or tkill(2) of a process of this cell, permissions included. */
-static int send_checked(struct task_struct *t, int sig, struct kernel_siginfo *info, enum pid_type type)
-{
-	return type == PIDTYPE_PID ? do_send_specific(0, task_pid_vnr(t), sig, info) : kill_pid_info(sig, info, task_tgid(t));
-}
-
-static ssize_t handle_signal_to(struct ssi_request *req)
-{
-	const struct ssi_signal *s = req->body;
-	struct kernel_siginfo info;
-	struct task_struct *t;
-	struct ssi_task *st;
-	int err;
-
-	if (req->len != sizeof(*s) || !valid_signal(s->sig) || !s->sig || s->info.si_signo != s->sig)
+	if (req->len != sizeof(tid))
 		return -EINVAL;
-	t = find_get_task_by_vpid(s->pid);
-	if (!t)
-		return -ESRCH;
-	st = ssi_task_get(t, false);
-	if (st) {
-		ssi_task_arrived(st);
-		ssi_task_put(st);
-	}
-	info = s->info;
-	err = send_to_runner(t, send_unchecked, s->sig, &info, s->thread ? PIDTYPE_PID : PIDTYPE_TGID);
-	put_task_struct(t);
-	return err == -ENOENT ? -ESRCH : err;
-}
-
-static int may_kill(const struct ssi_kill *k, struct task_struct *t)
-{
-	const struct cred *tc;
-	u32 uid, suid;
-
-	rcu_read_lock();
-	tc = __task_cred(t);
-	uid = from_kuid(&init_user_ns, tc->uid);
-	suid = from_kuid(&init_user_ns, tc->suid);
-	rcu_read_unlock();
-	if (k->capable || k->euid == suid || k->euid == uid || k->uid == suid || k->uid == uid)
-		return 0;
-	return -EPERM;
-}
-
-static ssize_t handle_kill(struct ssi_request *req)
-{
-	const struct ssi_kill *k = req->body;
-	struct task_struct *t;
-	int err;
-
-	if (req->len != sizeof(*k) || !valid_signal(k->sig) || k->pid < RESERVED_PIDS)
-		return -EINVAL;
-	t = find_get_task_by_vpid(k->pid);
-	if (!t)
-		return -ESRCH;
-	err = k->tgid && k->tgid != task_tgid_vnr(t) ? -ESRCH : may_kill(k, t);
-	if (!err && k->sig) {
-		struct kernel_siginfo info = k->info;
-
-		err = do_send_sig_info(k->sig, &info, t, k->thread ? PIDTYPE_PID : PIDTYPE_TGID);
-	}
-	put_task_struct(t);
-	return err;
+	tid = *(const s32 *)req->body;
+	if (tid < 0)
+		ssi_pid_unkeep_all(-tid);
+	else
+		ssi_pid_unkeep(tid);
+	return 0;
 }
 
 static ssize_t handle_exit(struct ssi_request *req)
@@ -401,7 +415,7 @@ static ssize_t handle_exit(struct ssi_request *req)
 	spin_lock(&st->lock);
 	if (st->role == SSI_DEPUTY && !st->exited) {
 		st->status = e->status & 0xffff;
-		memcpy(&st->usage, e->usage, sizeof(st->usage));
+		st->usage = e->usage;
 		st->exited = true;
 	}
 	spin_unlock(&st->lock);
@@ -483,28 +497,39 @@ void ssi_deputy_cell_died(u32 cell)
 
 /* Hooks in the core kernel. */
 
-void __ssi_exit(struct task_struct *tsk, long code)
+/* As wait(2) will have it: what exit_group(2) or a signal said, else what the main thread did. @code: of @tsk, the last one. */
+static int exit_status(struct task_struct *tsk, long code)
+{
+	struct signal_struct *sig = tsk->signal;
+
+	if (sig->flags & SIGNAL_GROUP_EXIT)
+		return sig->group_exit_code;
+	return thread_group_leader(tsk) ? code : tsk->group_leader->exit_code;
+}
+
+static void tell_exit(struct ssi_task *st, struct task_struct *tsk, long code)
+{
+	struct ssi_exit msg = { .pid = st->pid, .status = exit_status(tsk, code) };
+
+	ssi_usage_of(tsk, &msg.usage);
+	ssi_post(st->home, SSI_OP_DEPUTY_EXIT, &msg, sizeof(msg));
+}
+
+void __ssi_exit(struct task_struct *tsk, int group_dead, long code)
 {
 	struct ssi_task *st = ssi_task_get(tsk, false);
-	struct signal_struct *sig = tsk->signal;
-	struct task_cputime used;
-	struct ssi_usage u;
-	struct ssi_exit msg;
+	s32 tid = task_pid_nr(tsk);
+	enum ssi_role role;
 
 	if (!st)
 		return;
-	if (READ_ONCE(st->role) == SSI_RUNNER) {
-		thread_group_cputime(tsk, &used);
-		u = (struct ssi_usage){
-			.utime = used.utime, .stime = used.stime, .cutime = sig->cutime, .cstime = sig->cstime,
-			.min_flt = sig->min_flt + tsk->min_flt, .maj_flt = sig->maj_flt + tsk->maj_flt,
-			.nvcsw = sig->nvcsw + tsk->nvcsw, .nivcsw = sig->nivcsw + tsk->nivcsw, .maxrss = sig->maxrss,
-		};
-		msg.pid = st->pid;
-		msg.status = sig->flags & SIGNAL_GROUP_EXIT ? sig->group_exit_code : code;
-		memcpy(msg.usage, &u, sizeof(u));
-		ssi_post(st->home, SSI_OP_DEPUTY_EXIT, &msg, sizeof(msg));
-	}
+	role = READ_ONCE(st->role);
+	if (role == SSI_RUNNER && group_dead)
+		tell_exit(st, tsk, code);
+	/* Not if it only ends because its process has left, or has not come after all. */
+	if ((role == SSI_RUNNER || role == SSI_NATIVE) && !thread_group_leader(tsk) &&
+	    ssi_home_of_pid(tid) != ssi_this_cell())
+		ssi_post(ssi_home_of_pid(tid), SSI_OP_DEPUTY_TID, &tid, sizeof(tid));
 	ssi_task_put(st);
 }
 
@@ -527,64 +552,6 @@ bool __ssi_exit_silent(struct task_struct *tsk)
 	if (st)
 		ssi_task_put(st);
 	return role == SSI_RUNNER || role == SSI_GONE;
-}
-
-/* Does another cell know where @pid is? */
-bool __ssi_foreign(pid_t pid)
-{
-	u32 home = ssi_home_of_pid(pid);
-
-	return home != ssi_this_cell() && home < ssi_cells() && task_active_pid_ns(current) == &init_pid_ns;
-}
-
-/*
- * A signal for @pid, of which @t is what is here, with a reference, or NULL. @tgid: the process that it has to be a thread of,
- * 0: any.
- */
-static int kill_foreign(struct task_struct *t, pid_t pid, pid_t tgid, int sig, struct kernel_siginfo *info, enum pid_type type)
-{
-	struct ssi_kill msg = {
-		.pid = pid,
-		.sig = sig,
-		.thread = type == PIDTYPE_PID,
-		.tgid = tgid,
-		.uid = from_kuid(&init_user_ns, current_uid()),
-		.euid = from_kuid(&init_user_ns, current_euid()),
-		.capable = capable(CAP_KILL),
-	};
-	ssize_t n = -ENOENT;
-
-	if (t) {
-		n = tgid && tgid != task_tgid_vnr(t) ? -ESRCH : send_to_runner(t, send_checked, sig, info, type);
-		put_task_struct(t);
-	}
-	if (n != -ENOENT)
-		return n;
-	if (info != SEND_SIG_NOINFO && info != SEND_SIG_PRIV)
-		msg.info = *info;
-	msg.info.si_signo = sig;
-	n = ssi_call(ssi_home_of_pid(pid), SSI_OP_DEPUTY_KILL, &msg, sizeof(msg), NULL, 0, MAX_SCHEDULE_TIMEOUT);
-	if (n == -EHOSTUNREACH || n == -EINVAL)
-		return -ESRCH;
-	return n < 0 ? n : 0;
-}
-
-int __ssi_kill(int sig, struct kernel_siginfo *info, pid_t pid)
-{
-	return kill_foreign(find_get_task_by_vpid(pid), pid, 0, sig, info, PIDTYPE_TGID);
-}
-
-int __ssi_tkill(int sig, struct kernel_siginfo *info, pid_t tgid, pid_t pid)
-{
-	return kill_foreign(find_get_task_by_vpid(pid), pid, max(tgid, 0), sig, info, PIDTYPE_PID);
-}
-
-/* A descriptor names what has the PID in this cell: when that has left, it is as if it had ended. */
-int __ssi_pidfd_kill(int sig, struct kernel_siginfo *info, struct pid *pid, enum pid_type type)
-{
-	struct task_struct *t = get_pid_task(pid, PIDTYPE_PID);
-
-	return t ? kill_foreign(t, pid_nr(pid), 0, sig, info, type) : -ESRCH;
 }
 
 pid_t __ssi_getppid(pid_t here)
@@ -633,12 +600,11 @@ pid_t __ssi_getsid(struct task_struct *t, pid_t here)
 
 static int __init deputy_init(void)
 {
-	ssi_rpc_register(SSI_OP_DEPUTY_SIGNAL, handle_signal_to);
-	ssi_rpc_register(SSI_OP_DEPUTY_KILL, handle_kill);
 	ssi_rpc_register(SSI_OP_DEPUTY_EXIT, handle_exit);
 	ssi_rpc_register(SSI_OP_DEPUTY_MOVED, handle_moved);
 	ssi_rpc_register(SSI_OP_DEPUTY_PPID, handle_ppid);
 	ssi_rpc_register(SSI_OP_DEPUTY_STAT, handle_stat);
+	ssi_rpc_register(SSI_OP_DEPUTY_TID, handle_tid);
 	return 0;
 }
 fs_initcall(deputy_init);

@@ -134,7 +134,7 @@ static int files_check(struct ssi_save *s)
 	struct file *f;
 	int err = 0;
 
-	if (atomic_read(&current->files->count) > 1)
+	if (atomic_read(&current->files->count) > get_nr_threads(current))
 		return ssi_why(s, "it shares its descriptors with another process");
 	for (;; fd++) {
 		rcu_read_lock();

@@ -17,7 +17,7 @@
 
 static int fs_check(struct ssi_save *s)
 {
-	if (current->fs->users > 1)
+	if (current->fs->users > get_nr_threads(current))
 		return ssi_why(s, "it shares its working directory with another process (CLONE_FS)");
 	return 0;
 }

@@ -2,7 +2,8 @@
 /*
  * The image of a process: a stream of tagged records. docs/image-format.md describes each field.
  *
- * HEADER, then the records of the resources in any order, then PAGES (checkpoints only), then END. Little-endian; this layer
+ * HEADER, then the records of the resources in any order; for each thread but the main one: THREAD, then the records of what
+ * it has of its own; then PAGES (checkpoints only), then END. Little-endian; this layer
  * exists on x86-64 only, so the structures are used as they are.
  */
 #ifndef _SSI_IMAGE_H
@@ -21,7 +22,7 @@
 struct file;
 
 #define SSI_IMAGE_MAGIC		0x4547414d49495353ULL	/* "SSIIMAGE" */
-#define SSI_IMAGE_VERSION	1
+#define SSI_IMAGE_VERSION	2
 
 /* Bytes of state (everything but pages) that a reader takes. */
 #define SSI_IMAGE_MAX		(32U << 20)
@@ -45,6 +46,9 @@ enum ssi_rec_type {
 	SSI_REC_PAGES		= 16,
 	SSI_REC_LAZY		= 17,
 	SSI_REC_END		= 18,
+	SSI_REC_SHARED_SIGINFO	= 19,
+	SSI_REC_PROCESS		= 20,
+	SSI_REC_THREAD		= 21,
 };
 
 /* What every record starts with. */
@@ -164,9 +168,8 @@ struct ssi_rec_signals {
 	u64 altstack_sp, altstack_size;
 } __packed;
 
+/* SIGINFO: of the thread; SHARED_SIGINFO: of the process. */
 struct ssi_rec_siginfo {
-	u32 shared;		/* of the process, not of the thread */
-	u32 pad;
 	kernel_siginfo_t info;
 } __packed;
 
@@ -197,19 +200,34 @@ struct ssi_rec_task {
 	u32 policy;
 	u32 rt_priority;
 	u32 reset_on_fork;
-	s32 oom_score_adj;
-	s32 oom_score_adj_min;
 	u32 pdeath_signal;
-	u32 dumpable;
-	u32 subreaper;
 	u64 timer_slack_ns, default_timer_slack_ns;
 	u64 clear_child_tid, set_child_tid, robust_list;
 	u64 rseq;
 	u32 rseq_len, rseq_sig;
 	u64 start_time, start_boottime;		/* ns */
+} __packed;
+
+/* What a process has used; also told to its home when it ends. */
+struct ssi_usage {
 	u64 utime, stime, cutime, cstime;	/* ns */
 	u64 min_flt, maj_flt, nvcsw, nivcsw, maxrss;
+} __packed;
+
+struct ssi_rec_process {
+	s32 oom_score_adj;
+	s32 oom_score_adj_min;
+	u32 dumpable;
+	u32 subreaper;
+	struct ssi_usage usage;
 	s32 ppid, pgrp, sid;			/* at home */
+	u32 pad;
+} __packed;
+
+#define SSI_THREADS_MAX	32767	/* beside the main one */
+
+struct ssi_rec_thread {
+	u32 tid;
 	u32 pad;
 } __packed;
 

@@ -182,6 +182,16 @@ static bool is_home(s32 pid)
 	return home;
 }
 
+static bool in_use(pid_t pid)
+{
+	bool taken;
+
+	rcu_read_lock();
+	taken = find_pid_ns(pid, &init_pid_ns);
+	rcu_read_unlock();
+	return taken;
+}
+
 /*
  * May a child of migrationd have @pid? What has it still is the rest of a process that was here and left, or the child of an
  * earlier attempt that has failed: each is about to end. Its entry, if it has one, goes after the PID.
@@ -189,17 +199,18 @@ static bool is_home(s32 pid)
 static bool pid_is_free(s32 pid)
 {
 	struct ssi_task *st;
-	bool taken;
 
-	rcu_read_lock();
-	taken = find_pid_ns(pid, &init_pid_ns);
-	rcu_read_unlock();
-	if (taken)
+	if (in_use(pid))
 		return false;
 	st = ssi_task_get_pid(pid);
 	if (st)
 		ssi_task_put(st);
 	return !st;
+}
+
+int ssi_incoming_wait_pid(pid_t pid)
+{
+	return wait_event_killable_timeout(offers, !in_use(pid), ACCEPT_TIMEOUT) > 0 ? 0 : -EEXIST;
 }
 
 /* A PID was freed, under tasklist_lock, or an entry has gone: an offer may wait for it. */

@@ -51,6 +51,9 @@ void ssi_incoming_fail(struct ssi_incoming_move *in, int err, const char *why);
 /* The move behind a descriptor of /dev/ssi's ACCEPT, with a reference; NULL if @file is none. */
 struct ssi_incoming_move *ssi_incoming_of(struct file *file);
 
+/* A thread of a move under way needs the number @pid, which is in use. 0: not any more. */
+int ssi_incoming_wait_pid(pid_t pid);
+
 /* restart.c: current becomes the process in @src. 0, or -errno with nothing changed. */
 int ssi_restart(struct ssi_source *src, bool deputy);
 

@@ -24,6 +24,7 @@
 #include "fault.h"
 #include "lazy.h"
 #include "migrate.h"
+#include "pid.h"
 #include "task.h"
 #include "uapi.h"
 #include "wire.h"
@@ -33,6 +34,7 @@
 
 struct move {
 	struct callback_head work;
+	bool queued_again;
 	refcount_t ref;			/* the caller's and the target's */
 	struct completion done;
 	int result;
@@ -43,6 +45,7 @@ struct move {
 	u64 t0_us;			/* what the offer took */
 	struct file *file;		/* of a checkpoint; NULL: a move */
 	u32 checkpoint_flags;
+	struct ssi_threads *threads;	/* of a process of which another than the main thread asks; else NULL */
 };
 
 static void put_move(struct move *m)
@@ -51,6 +54,7 @@ static void put_move(struct move *m)
 		return;
 	if (m->file)
 		fput(m->file);
+	ssi_threads_put(m->threads);
 	ssi_task_put(m->st);
 	kfree(m);
 }
@@ -62,6 +66,7 @@ static void finish(struct move *m, int result)
 	m->st->moving = false;
 	spin_unlock(&m->st->lock);
 	m->result = result;
+	ssi_threads_go_on(m->threads);
 	complete(&m->done);
 	put_move(m);
 }
@@ -287,10 +292,10 @@ static int write_checkpoint(struct move *m, struct ssi_save *s)
 		return err;
 	s->sink = &sink;
 	err = ssi_save(s);
+	if (!err && m->checkpoint_flags & SSI_CHECKPOINT_KILL)	/* before another thread goes on */
+		do_send_sig_info(SIGKILL, SEND_SIG_PRIV, current, PIDTYPE_TGID);
 	ssi_save_release(s, false);
 	ssi_sink_release(&sink);
-	if (!err && m->checkpoint_flags & SSI_CHECKPOINT_KILL)
-		do_send_sig_info(SIGKILL, SEND_SIG_PRIV, current, PIDTYPE_TGID);
 	return err;
 }
 
@@ -309,9 +314,13 @@ static int do_move(struct move *m, bool self)
 	s->dest = m->dest;
 	s->flags = m->flags;
 	s->why = why;
+	s->st = m->st;
+	s->threads = ssi_threads_get(m->threads);
 	stop_ns = ktime_get_ns();
 	err = ssi_check(s);
-	if (!err)
+	if (err)
+		ssi_save_release(s, false);
+	else
 		err = m->file ? write_checkpoint(m, s) : move_to_cell(m, s, stop_ns);
 	if (err < 0)
 		set_why(m->st, why);
@@ -356,8 +365,11 @@ static int run_move(struct move *m, bool self)
 
 static void move_work(struct callback_head *work)
 {
+	struct move *m = container_of(work, struct move, work);
+
 	clear_notify_signal();	/* it may have come here on another way than through get_signal() */
-	run_move(container_of(work, struct move, work), false);
+	if (current->flags & PF_EXITING || !ssi_work_again(work, &m->queued_again))
+		run_move(m, false);
 }
 
 /* May the caller move @t? */
@@ -409,6 +421,41 @@ static struct move *new_move(struct task_struct *t, int *err)
 	return m;
 }
 
+static void not_begun(struct move *m, int err)
+{
+	if (err == -ETIMEDOUT)
+		set_why(m->st, "it is stopped, or in a system call that cannot be interrupted");
+	if (!m->file)
+		abort_offer(m);
+	finish(m, err);
+}
+
+/* current is another thread of the process: it stops here, as the others will, and returns only if the process stays. */
+static int wait_with_others(struct move *m, struct task_struct *leader)
+{
+	int err = ssi_threads_follow(m->threads, START_TIMEOUT);
+
+	if (err && task_work_cancel(leader, &m->work)) {
+		if (err == -ETIMEDOUT)
+			ssi_threads_unjoin(m->threads);
+		not_begun(m, err);
+	} else if (err == -ETIMEDOUT) {		/* it begins just now */
+		ssi_threads_follow(m->threads, MAX_SCHEDULE_TIMEOUT);
+	}
+	wait_for_completion(&m->done);
+	err = m->result;
+	put_move(m);
+	return err;
+}
+
+static int join(struct move *m)
+{
+	m->threads = ssi_threads_new();
+	if (!m->threads)
+		return -ENOMEM;
+	return ssi_threads_join(m->threads);
+}
+
 static int wait_for(struct move *m, struct task_struct *t)
 {
 	long left = wait_for_completion_interruptible_timeout(&m->done, START_TIMEOUT);
@@ -416,11 +463,7 @@ static int wait_for(struct move *m, struct task_struct *t)
 
 	if (left <= 0 && task_work_cancel(t, &m->work)) {
 		err = left ? -EINTR : -ETIMEDOUT;
-		if (!left)
-			set_why(m->st, "it is stopped, or in a system call that cannot be interrupted");
-		if (!m->file)
-			abort_offer(m);
-		finish(m, err);
+		not_begun(m, err);
 	} else if (left <= 0 && wait_for_completion_killable(&m->done)) {
 		put_move(m);
 		return -EINTR;	/* and it goes on moving */
@@ -443,13 +486,13 @@ static int wait_drained(struct task_struct *t)
 	return err == -ERESTARTSYS ? -EINTR : err;
 }
 
-static int refuse_stopped(struct task_struct *t)
+static int refuse(struct task_struct *t, const char *why)
 {
 	struct ssi_task *st = ssi_task_get(t, true);
 
 	if (!st)
 		return atomic_read(&t->signal->live) ? -ENOMEM : -ESRCH;
-	set_why(st, "it is stopped: continue it first");
+	set_why(st, why);
 	ssi_task_put(st);
 	return -EOPNOTSUPP;
 }
@@ -461,12 +504,12 @@ static int request(struct task_struct *t, u32 dest, u64 flags, struct file *file
 	int err;
 
 	if (t->flags & PF_EXITING || READ_ONCE(t->exit_state))
-		return -ESRCH;
+		return atomic_read(&t->signal->live) ? refuse(t, "its main thread has ended") : -ESRCH;
 	err = wait_drained(t);
 	if (err)
 		return err;
 	if (READ_ONCE(t->signal->flags) & SIGNAL_STOP_STOPPED)
-		return refuse_stopped(t);
+		return refuse(t, "it is stopped: continue it first");
 	m = new_move(t, &err);
 	if (!m)
 		return err;
@@ -482,20 +525,24 @@ static int request(struct task_struct *t, u32 dest, u64 flags, struct file *file
 		put_move(m);
 		return err;
 	}
-	if (same_thread_group(t, current)) {
+	if (t == current) {
 		err = run_move(m, true);
 		put_move(m);
 		return err;
 	}
-	err = task_work_add(t, &m->work, TWA_SIGNAL);
-	if (err) {
-		if (!m->file)
-			abort_offer(m);
-		finish(m, -ESRCH);
-		put_move(m);
-		return -ESRCH;
+	if (same_thread_group(t, current))
+		err = join(m);
+	if (!err && task_work_add(t, &m->work, TWA_SIGNAL)) {
+		err = -ESRCH;
+		if (m->threads)
+			ssi_threads_unjoin(m->threads);
 	}
-	return wait_for(m, t);
+	if (err) {
+		not_begun(m, err);
+		put_move(m);
+		return err;
+	}
+	return m->threads ? wait_with_others(m, t) : wait_for(m, t);
 }
 
 /* migrate(2) of a process that is in another cell: its home knows which. */
@@ -536,6 +583,18 @@ static bool only_has_its_pid(struct task_struct *t)
 	return !runs;
 }
 
+/* The main thread of the process of which @pid is a thread, or 0: of current's. With a reference; NULL: none. */
+static struct task_struct *get_main_thread(pid_t pid)
+{
+	struct task_struct *t = pid ? find_get_task_by_vpid(pid) : get_task_struct(current), *main;
+
+	if (!t)
+		return NULL;
+	main = get_task_struct(t->group_leader);
+	put_task_struct(t);
+	return main;
+}
+
 /*
  * Here, or where it is: a cell that does not have it asks its home, and the home asks where it went. With @may_ask_home false
  * the home has asked already: a process that has just ended is then nowhere, and not asked for round and round.
@@ -547,7 +606,8 @@ static int migrate(pid_t pid, u32 dest, u64 flags, u32 uid, u32 euid, bool capab
 	u32 where = ssi_this_cell();
 	int err;
 
-	t = pid ? find_get_task_by_vpid(pid) : get_task_struct(current);
+	pid = ssi_pid_owner(pid) ?: pid;
+	t = get_main_thread(pid);
 	if (t && only_has_its_pid(t)) {
 		put_task_struct(t);
 		if (!may_ask_home)
@@ -619,7 +679,7 @@ SYSCALL_DEFINE2(migrate, int, pid, unsigned long, addr)
 
 int ssi_checkpoint(pid_t pid, struct file *file, u32 flags)
 {
-	struct task_struct *t = pid ? find_get_task_by_vpid(pid) : get_task_struct(current);
+	struct task_struct *t = get_main_thread(pid);
 	int err;
 
 	if (!t)

@@ -11,6 +11,9 @@
  *	settle: drop what has moved		the process runs
  *
  * A failure before commit calls release (source) and abort (destination) of each resource that began.
+ *
+ * What each thread has of its own are resources too, marked as such: the main thread's are among those of the process, and the
+ * other threads check, save, release and commit theirs themselves, when the main thread tells them to (threads.c).
  */
 #ifndef _SSI_MOVE_H
 #define _SSI_MOVE_H
@@ -24,6 +27,8 @@
 struct cred;
 struct mm_struct;
 struct ssi_lazy;
+struct ssi_task;
+struct ssi_threads;
 
 #define SSI_WHY_MAX	160
 
@@ -52,10 +57,12 @@ struct ssi_save {
 	u64 flags;			/* SSI_MOVE_* */
 	u64 lazy_id;			/* of the address space that stays for fetching; live only */
 	char *why;			/* SSI_WHY_MAX bytes: what cannot move */
+	struct ssi_task *st;
 	struct ssi_move_stat stat;
 
+	struct ssi_threads *threads;	/* the others; of the main thread's only */
 	struct sigpending pending[2];	/* taken out of the process: of the thread, of the process */
-	bool pending_taken;
+	bool pending_taken[2];
 	struct ssi_rfile_ref *refs;	/* names given to descriptors that stay */
 	u32 nrefs;
 	u64 *regions;			/* of shared memory, with a reference each */
@@ -72,7 +79,9 @@ struct ssi_opened_region {
 
 struct ssi_restore {
 	struct ssi_source *src;
-	struct list_head recs;		/* of struct ssi_rec */
+	struct list_head recs;		/* of struct ssi_rec; those of other threads are with them */
+	struct list_head threads;	/* the others: of struct ssi_new_thread (threads_in.c) */
+	struct ssi_restore *last;	/* that of the last thread so far: the next record is for it; NULL: for the process */
 	struct ssi_rec_hdr next;	/* the header after the state: PAGES or END */
 	u64 state_bytes;
 	const struct ssi_rec_header *hdr;
@@ -89,12 +98,15 @@ struct ssi_restore {
 	u32 nfiles;
 	struct path cwd, root;
 	struct cred *cred;
+	sigset_t blocked;		/* the caller's, while threads are made */
+	bool blocks;
 	struct ssi_move_stat stat;
 };
 
 struct ssi_resource {
 	const char *name;
 	const struct ssi_rec_def *recs;			/* ends with type 0 */
+	bool thread;					/* each thread has its own */
 	int (*check)(struct ssi_save *s);		/* -ENOTSUP with s->why, or another -errno */
 	int (*save)(struct ssi_save *s);
 	void (*release)(struct ssi_save *s, bool moved);
@@ -104,12 +116,21 @@ struct ssi_resource {
 };
 
 extern const struct ssi_resource ssi_res_task, ssi_res_mm, ssi_res_files, ssi_res_fs, ssi_res_regs, ssi_res_signals,
-	ssi_res_timers, ssi_res_creds;
+	ssi_res_handlers, ssi_res_timers, ssi_res_creds, ssi_res_limits, ssi_res_process, ssi_res_threads;
 
 /* resource.c: the table of resources, and what goes over all of it. All act on current. */
 int ssi_check(struct ssi_save *s);
 int ssi_save(struct ssi_save *s);
-void ssi_save_release(struct ssi_save *s, bool moved);
+void ssi_save_release(struct ssi_save *s, bool moved);	/* after a check that failed, too */
+/* Over those that a thread has of its own; current is one of the others. */
+int ssi_thread_check(struct ssi_save *s);
+int ssi_thread_save(struct ssi_save *s);
+void ssi_thread_release(struct ssi_save *s, bool moved);
+int ssi_thread_counts(struct ssi_restore *r);		/* has it each record as often as it may? By the main thread */
+int ssi_thread_prepare(struct ssi_restore *r);		/* by the main thread */
+void ssi_thread_commit(struct ssi_restore *r);
+void ssi_thread_abort(struct ssi_restore *r);		/* by the main thread, whatever was prepared */
+void ssi_put_recs(struct ssi_restore *r);
 int ssi_restore_read(struct ssi_restore *r);		/* everything before the pages */
 int ssi_restore_prepare(struct ssi_restore *r);
 void ssi_restore_commit(struct ssi_restore *r);
@@ -128,6 +149,35 @@ const void *ssi_rec_only(struct ssi_restore *r, u32 type);	/* the data of the on
 #define ssi_why(s, fmt, ...) ({						\
 	snprintf((s)->why, SSI_WHY_MAX, fmt, ##__VA_ARGS__);		\
 	-ENOTSUPP; })
+
+/* threads.c: the other threads, at the source */
+struct ssi_threads *ssi_threads_new(void);
+struct ssi_threads *ssi_threads_get(struct ssi_threads *g);
+void ssi_threads_put(struct ssi_threads *g);
+/*
+ * A thread that asks for a move of its own process joins those that wait, has the main thread begin, and follows: it returns if
+ * the process has not left. -ETIMEDOUT: the main thread has not begun; it may be called again. -EINTR: killed.
+ */
+int ssi_threads_join(struct ssi_threads *g);
+void ssi_threads_unjoin(struct ssi_threads *g);
+int ssi_threads_follow(struct ssi_threads *g, long timeout);
+void ssi_threads_go_on(struct ssi_threads *g);	/* the move is over, if it has ever begun */
+void ssi_wait_others_gone(void);		/* all threads but current have ended */
+/* False: it runs now. True: it will, as the last of those that wait for current to run them. @again: false at first. */
+bool ssi_work_again(struct callback_head *work, bool *again);
+/* threads_in.c: and at the destination */
+int ssi_new_thread(struct ssi_restore *r, const struct ssi_rec *rec);	/* the records that follow are its own */
+int ssi_threads_counts(struct ssi_restore *r);	/* has each its records? */
+int ssi_threads_prepare(struct ssi_restore *r);
+void ssi_threads_abort(struct ssi_restore *r);
+void ssi_threads_run(struct ssi_restore *r);	/* after commit; returns when each is what it was */
+void ssi_threads_free(struct ssi_restore *r);	/* the records of those that run, or have ended */
+
+/* process.c */
+void ssi_usage_of(struct task_struct *t, struct ssi_usage *u);
+void ssi_usage_take(const struct ssi_usage *u);	/* current's, and what it has used itself is part of it */
+/* taskrec.c: may the caller of restart() become more than it is now? 0 or -EPERM. */
+int ssi_may_raise(struct ssi_restore *r);
 
 /* mm.c */
 struct mm_struct *ssi_switch_mm(struct mm_struct *mm);	/* makes it current's; returns the former one, with its reference */

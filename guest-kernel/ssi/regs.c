@@ -244,6 +244,7 @@ static const struct ssi_rec_def regs_recs[] = {
 const struct ssi_resource ssi_res_regs = {
 	.name = "registers",
 	.recs = regs_recs,
+	.thread = true,
 	.check = regs_check,
 	.save = regs_save,
 	.prepare = regs_prepare,

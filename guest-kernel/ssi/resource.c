@@ -26,7 +26,7 @@
 
 /*
  * What a process consists of. In the order in which it is built: the address space first, since it can take long and is
- * easily dropped; credentials last, since opening needs those of the caller.
+ * easily dropped; credentials later, since opening needs those of the caller; other threads last, since they share all of that.
  */
 static const struct ssi_resource *const resources[] = {
 	&ssi_res_mm,
@@ -34,14 +34,18 @@ static const struct ssi_resource *const resources[] = {
 	&ssi_res_fs,
 	&ssi_res_regs,
 	&ssi_res_signals,
+	&ssi_res_handlers,
 	&ssi_res_timers,
 	&ssi_res_creds,
+	&ssi_res_limits,
 	&ssi_res_task,
+	&ssi_res_process,
+	&ssi_res_threads,
 };
 
 /*
- * The last one first: threads and children are told as such, not as somebody who shares a table of descriptors, and shared memory
- * gets a region only if nothing else stands against the move.
+ * The last one first: the other threads come here before anything is looked at, and shared memory gets a region only if nothing
+ * else stands against the move.
  */
 int ssi_check(struct ssi_save *s)
 {
@@ -99,18 +103,72 @@ void ssi_save_release(struct ssi_save *s, bool moved)
 			resources[i]->release(s, moved);
 }
 
+int ssi_thread_check(struct ssi_save *s)
+{
+	for (int i = 0; i < ARRAY_SIZE(resources); i++) {
+		int err = resources[i]->thread && resources[i]->check ? resources[i]->check(s) : 0;
+
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+int ssi_thread_save(struct ssi_save *s)
+{
+	int err = 0;
+
+	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
+		if (resources[i]->thread)
+			err = resources[i]->save(s);
+	return err;
+}
+
+void ssi_thread_release(struct ssi_save *s, bool moved)
+{
+	for (int i = ARRAY_SIZE(resources) - 1; i >= 0; i--)
+		if (resources[i]->thread && resources[i]->release)
+			resources[i]->release(s, moved);
+}
+
+int ssi_thread_prepare(struct ssi_restore *r)
+{
+	int err = 0;
+
+	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
+		if (resources[i]->thread && resources[i]->prepare)
+			err = resources[i]->prepare(r);
+	return err;
+}
+
+/* All but the registers, which are the last. */
+void ssi_thread_commit(struct ssi_restore *r)
+{
+	for (int i = 0; i < ARRAY_SIZE(resources); i++)
+		if (resources[i]->thread && resources[i]->commit && resources[i] != &ssi_res_regs)
+			resources[i]->commit(r);
+}
+
+void ssi_thread_abort(struct ssi_restore *r)
+{
+	for (int i = ARRAY_SIZE(resources) - 1; i >= 0; i--)
+		if (resources[i]->thread && resources[i]->abort)
+			resources[i]->abort(r);
+}
+
 static const struct ssi_rec_def header_def = {
 	SSI_REC_HEADER, 1, sizeof(struct ssi_rec_header), sizeof(struct ssi_rec_header), 1, 1,
 };
 
-static const struct ssi_rec_def *find_def(u32 type)
+/* @thread: among the records that a thread has of its own. */
+static const struct ssi_rec_def *find_def(u32 type, bool thread)
 {
 	if (type == SSI_REC_HEADER)
-		return &header_def;
+		return thread ? NULL : &header_def;
 	for (int i = 0; i < ARRAY_SIZE(resources); i++)
 		for (const struct ssi_rec_def *d = resources[i]->recs; d->type; d++)
 			if (d->type == type)
-				return d;
+				return thread && !resources[i]->thread ? NULL : d;
 	return NULL;
 }
 
@@ -151,7 +209,8 @@ static int check_header(struct ssi_restore *r)
 
 static int read_rec(struct ssi_restore *r, const struct ssi_rec_hdr *hdr)
 {
-	const struct ssi_rec_def *d = find_def(hdr->type);
+	struct ssi_restore *whose = hdr->type == SSI_REC_THREAD || !r->last ? r : r->last;
+	const struct ssi_rec_def *d = find_def(hdr->type, whose != r);
 	struct ssi_rec *rec;
 	int err;
 
@@ -171,11 +230,11 @@ static int read_rec(struct ssi_restore *r, const struct ssi_rec_hdr *hdr)
 		return -ENOMEM;
 	rec->type = hdr->type;
 	rec->len = hdr->length;
-	list_add_tail(&rec->list, &r->recs);
+	list_add_tail(&rec->list, &whose->recs);
 	err = ssi_read(r->src, rec->data, rec->len);
 	if (err == -ENODATA)
 		return ssi_bad_image(r, "it ends within record %u", hdr->type);
-	return err;
+	return err || rec->type != SSI_REC_THREAD ? err : ssi_new_thread(r, rec);
 }
 
 static int check_counts(struct ssi_restore *r, const struct ssi_rec_def *d)
@@ -190,6 +249,16 @@ static int check_counts(struct ssi_restore *r, const struct ssi_rec_def *d)
 	return 0;
 }
 
+int ssi_thread_counts(struct ssi_restore *r)
+{
+	int err = 0;
+
+	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
+		for (const struct ssi_rec_def *d = resources[i]->recs; !err && resources[i]->thread && d->type; d++)
+			err = check_counts(r, d);
+	return err;
+}
+
 int ssi_restore_read(struct ssi_restore *r)
 {
 	struct ssi_rec_hdr hdr;
@@ -197,6 +266,7 @@ int ssi_restore_read(struct ssi_restore *r)
 
 	INIT_LIST_HEAD(&r->recs);
 	INIT_LIST_HEAD(&r->regions);
+	INIT_LIST_HEAD(&r->threads);
 	for (;;) {
 		err = ssi_read_hdr(r->src, &hdr);
 		if (err == -ENODATA)
@@ -221,7 +291,7 @@ int ssi_restore_read(struct ssi_restore *r)
 	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
 		for (const struct ssi_rec_def *d = resources[i]->recs; !err && d->type; d++)
 			err = check_counts(r, d);
-	return err;
+	return err ?: ssi_threads_counts(r);
 }
 
 static int prepare_one(struct ssi_restore *r, int i)
@@ -271,19 +341,25 @@ void ssi_restore_commit(struct ssi_restore *r)
 	r->prepared = 0;
 }
 
-void ssi_restore_abort(struct ssi_restore *r)
+void ssi_put_recs(struct ssi_restore *r)
 {
 	struct ssi_rec *rec, *next;
 
+	list_for_each_entry_safe(rec, next, &r->recs, list)
+		kvfree(rec);
+	INIT_LIST_HEAD(&r->recs);
+}
+
+void ssi_restore_abort(struct ssi_restore *r)
+{
 	while (r->prepared) {
 		const struct ssi_resource *res = resources[--r->prepared];
 
 		if (res->abort)
 			res->abort(r);
 	}
-	list_for_each_entry_safe(rec, next, &r->recs, list)
-		kvfree(rec);
-	INIT_LIST_HEAD(&r->recs);
+	ssi_threads_free(r);
+	ssi_put_recs(r);
 	r->hdr = NULL;
 }
 

@@ -42,7 +42,7 @@ static int prepare_entry(struct ssi_restore *r, struct ssi_task **st)
 
 static void fill_entry(struct ssi_restore *r, struct ssi_task *st, u64 bytes)
 {
-	const struct ssi_rec_task *t = ssi_rec_only(r, SSI_REC_TASK);
+	const struct ssi_rec_process *t = ssi_rec_only(r, SSI_REC_PROCESS);
 	const struct ssi_commit *c = &r->src->in->commit;
 
 	spin_lock(&st->lock);
@@ -99,6 +99,7 @@ int ssi_restart(struct ssi_source *src, bool deputy)
 		ssi_restore_commit(r);
 		if (st)
 			now_here(st, deputy);
+		ssi_threads_run(r);
 		ssi_fault_point(SSI_FAULT_RUN);
 		/* To user mode through the signal code, which restarts the call in progress or interrupts it (MIG-5). */
 		set_thread_flag(TIF_SIGPENDING);

@@ -102,6 +102,7 @@ static struct ssi_task *create_task(struct task_struct *t)
 	refcount_set(&st->ref, 2);
 	spin_lock_init(&st->lock);
 	init_waitqueue_head(&st->wait);
+	INIT_LIST_HEAD(&st->strays);
 	st->home = ssi_this_cell();
 	st->where = ssi_this_cell();
 	snprintf(name, sizeof(name), "%d", st->pid);
@@ -158,8 +159,13 @@ struct ssi_task *ssi_task_get_pid(pid_t pid)
 
 void ssi_task_put(struct ssi_task *st)
 {
-	if (refcount_dec_and_test(&st->ref))
-		kfree(st);
+	struct ssi_stray *stray, *next;
+
+	if (!refcount_dec_and_test(&st->ref))
+		return;
+	list_for_each_entry_safe(stray, next, &st->strays, list)
+		kfree(stray);
+	kfree(st);
 }
 
 /* A deputy that has been given the process and has not become it yet. */

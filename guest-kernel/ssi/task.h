@@ -21,12 +21,6 @@ enum ssi_role {
 	SSI_ARRIVING,	/* born elsewhere, and being built here */
 };
 
-/* What a process used, told to its home when it ends. */
-struct ssi_usage {
-	u64 utime, stime, cutime, cstime;	/* ns */
-	u64 min_flt, maj_flt, nvcsw, nivcsw, maxrss;
-} __packed;
-
 /* One per process that the layer has had to do with, from then until it ends. */
 struct ssi_task {
 	struct hlist_node node;		/* in the table by sig: tasks_lock */
@@ -54,7 +48,20 @@ struct ssi_task {
 	int status;			/* as wait(2) gives it */
 	struct ssi_usage usage;
 	struct ssi_incoming_move *coming;	/* it comes home; with a reference */
+	struct list_head strays;	/* of struct ssi_stray: signals for threads that are elsewhere */
 };
+
+/* A signal for a thread that was found where the thread is not. */
+struct ssi_stray {
+	struct list_head list;
+	pid_t tid;
+	kernel_siginfo_t info;
+};
+
+/* 0, -ENOMEM, or -ESRCH: the process is here, and so are its threads. */
+int ssi_add_stray(struct ssi_task *st, pid_t tid, const kernel_siginfo_t *info);
+/* Takes those that are left to current, which ends here and goes on elsewhere. */
+void ssi_leave_strays(struct ssi_task *st);
 
 /* The entry of the process of @t, with a reference; NULL if there is none and @create is not set, or it has ended, or no memory. */
 struct ssi_task *ssi_task_get(struct task_struct *t, bool create);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What is left of a task: its name, scheduling, what it registered with the kernel, its times; and what it must not have.
+ * What is left of a thread: its name, scheduling, what it registered with the kernel; and what it must not have.
  */
 #define pr_fmt(fmt) "ssi: " fmt
 
@@ -19,6 +19,7 @@
 #include <linux/sched/task.h>
 #include <linux/sched/task_stack.h>
 #include <linux/seccomp.h>
+#include <linux/ssi_move.h>
 #include <linux/syscall_user_dispatch.h>
 #include <asm/unistd.h>
 #include <uapi/linux/futex.h>
@@ -26,27 +27,6 @@
 
 #include "move.h"
 #include "task.h"
-
-static int check_kin(struct ssi_save *s)
-{
-	bool children, traced;
-
-	if (get_nr_threads(current) > 1)
-		return ssi_why(s, "it has %d threads", get_nr_threads(current));
-	if (current->vfork_done)
-		return ssi_why(s, "its parent waits for it in vfork");
-	if (test_bit(MMF_MULTIPROCESS, &current->mm->flags) && atomic_read(&current->mm->mm_users) > 1)
-		return ssi_why(s, "it shares its memory with another process (CLONE_VM)");
-	read_lock(&tasklist_lock);
-	children = !list_empty(&current->children);
-	traced = current->ptrace || !list_empty(&current->ptraced);
-	read_unlock(&tasklist_lock);
-	if (traced)
-		return ssi_why(s, "it traces or is traced (ptrace)");
-	if (children)
-		return ssi_why(s, "it has child processes, running or not waited for");
-	return 0;
-}
 
 /*
  * Is a system call in progress that waits for a priority-inheritance futex? It would be made again in the other cell, where
@@ -73,8 +53,8 @@ static int task_check(struct ssi_save *s)
 {
 	struct nsproxy *ns = current->nsproxy, *init = init_task.nsproxy;
 
-	if (check_kin(s))
-		return -ENOTSUPP;
+	if (current->files != current->group_leader->files || current->fs != current->group_leader->fs)
+		return ssi_why(s, "a thread has descriptors or a working directory of its own");
 	if (current->io_uring)
 		return ssi_why(s, "it uses io_uring");
 	if (current->seccomp.mode != SECCOMP_MODE_DISABLED)
@@ -86,7 +66,7 @@ static int task_check(struct ssi_save *s)
 	    task_active_pid_ns(current) != &init_pid_ns || ns->pid_ns_for_children != &init_pid_ns)
 		return ssi_why(s, "it is in namespaces of its own");
 #ifdef CONFIG_SYSVIPC
-	if (current->sysvsem.undo_list)
+	if (ssi_sem_to_undo(current))
 		return ssi_why(s, "it has System V semaphores to undo");
 #endif
 	if (!list_empty(&current->pi_state_list))
@@ -101,19 +81,13 @@ static int task_check(struct ssi_save *s)
 static int task_save(struct ssi_save *s)
 {
 	struct task_struct *t = current;
-	struct signal_struct *sig = t->signal;
-	struct task_cputime used;
 	struct ssi_rec_task rec = {
 		.personality = t->personality,
 		.nice = task_nice(t),
 		.policy = t->policy,
 		.rt_priority = t->rt_priority,
 		.reset_on_fork = t->sched_reset_on_fork,
-		.oom_score_adj = sig->oom_score_adj,
-		.oom_score_adj_min = sig->oom_score_adj_min,
 		.pdeath_signal = t->pdeath_signal,
-		.dumpable = get_dumpable(t->mm),
-		.subreaper = sig->is_child_subreaper,
 		.timer_slack_ns = t->timer_slack_ns,
 		.default_timer_slack_ns = t->default_timer_slack_ns,
 		.clear_child_tid = (unsigned long)t->clear_child_tid,
@@ -124,21 +98,8 @@ static int task_save(struct ssi_save *s)
 		.rseq_sig = t->rseq_sig,
 		.start_time = t->start_time,
 		.start_boottime = t->start_boottime,
-		.cutime = sig->cutime,
-		.cstime = sig->cstime,
-		.min_flt = sig->min_flt + t->min_flt,
-		.maj_flt = sig->maj_flt + t->maj_flt,
-		.nvcsw = sig->nvcsw + t->nvcsw,
-		.nivcsw = sig->nivcsw + t->nivcsw,
-		.maxrss = max(sig->maxrss, get_mm_hiwater_rss(t->mm)),
-		.ppid = ssi_ppid_of(t),
-		.pgrp = ssi_pgrp_of(t),
-		.sid = ssi_sid_of(t),
 	};
 
-	thread_group_cputime(t, &used);
-	rec.utime = used.utime;
-	rec.stime = used.stime;
 	get_task_comm(rec.comm, t);
 	return ssi_write_rec(s->sink, SSI_REC_TASK, &rec, sizeof(rec));
 }
@@ -158,13 +119,18 @@ static void task_release(struct ssi_save *s, bool moved)
 	current->pdeath_signal = 0;
 }
 
+/* May the caller of restart() have more than it has now? */
+int ssi_may_raise(struct ssi_restore *r)
+{
+	return r->deputy || capable(CAP_SYS_ADMIN) || (r->live && capable(CAP_CHECKPOINT_RESTORE)) ? 0 : -EPERM;
+}
+
 static int task_prepare(struct ssi_restore *r)
 {
 	const struct ssi_rec_task *rec = ssi_rec_only(r, SSI_REC_TASK);
 
 	if (rec->comm[sizeof(rec->comm) - 1] || rec->nice < MIN_NICE || rec->nice > MAX_NICE ||
-	    rec->dumpable > SUID_DUMP_ROOT || !valid_signal(rec->pdeath_signal) ||
-	    abs(rec->oom_score_adj) > 1000 || abs(rec->oom_score_adj_min) > 1000)
+	    !valid_signal(rec->pdeath_signal))
 		return ssi_bad_image(r, "bad record of the task");
 	if (rec->policy != SCHED_NORMAL && rec->policy != SCHED_BATCH && rec->policy != SCHED_IDLE &&
 	    rec->policy != SCHED_FIFO && rec->policy != SCHED_RR)
@@ -173,31 +139,9 @@ static int task_prepare(struct ssi_restore *r)
 	    rec->set_child_tid >= TASK_SIZE_MAX || (rec->rseq && (rec->rseq_len < 20 || rec->rseq_len > 4096)) ||
 	    rec->rseq & 31)
 		return ssi_bad_image(r, "bad address in the record of the task");
-	if (!r->deputy && (rec->oom_score_adj < current->signal->oom_score_adj_min || rec->policy == SCHED_FIFO ||
-			   rec->policy == SCHED_RR || rec->nice < task_nice(current)) &&
-	    !capable(CAP_SYS_ADMIN) && !(r->live && capable(CAP_CHECKPOINT_RESTORE)))
-		return -EPERM;
+	if (rec->policy == SCHED_FIFO || rec->policy == SCHED_RR || rec->nice < task_nice(current))
+		return ssi_may_raise(r);
 	return 0;
-}
-
-static void commit_times(const struct ssi_rec_task *rec)
-{
-	struct task_struct *t = current;
-	struct signal_struct *sig = t->signal;
-	u64 utime, stime;
-
-	task_cputime(t, &utime, &stime);
-	write_seqlock_irq(&sig->stats_lock);
-	sig->utime = rec->utime - min(rec->utime, utime);
-	sig->stime = rec->stime - min(rec->stime, stime);
-	sig->cutime = rec->cutime;
-	sig->cstime = rec->cstime;
-	sig->min_flt = rec->min_flt - min_t(u64, rec->min_flt, t->min_flt);
-	sig->maj_flt = rec->maj_flt - min_t(u64, rec->maj_flt, t->maj_flt);
-	sig->nvcsw = rec->nvcsw - min_t(u64, rec->nvcsw, t->nvcsw);
-	sig->nivcsw = rec->nivcsw - min_t(u64, rec->nivcsw, t->nivcsw);
-	sig->maxrss = rec->maxrss;
-	write_sequnlock_irq(&sig->stats_lock);
 }
 
 static void task_commit(struct ssi_restore *r)
@@ -217,9 +161,6 @@ static void task_commit(struct ssi_restore *r)
 		pr_notice_ratelimited("process %d: scheduling policy %u: error %d\n", r->hdr->pid, rec->policy, err);
 	set_task_comm(t, rec->comm);
 	t->personality = rec->personality;
-	t->signal->oom_score_adj = rec->oom_score_adj;
-	t->signal->oom_score_adj_min = rec->oom_score_adj_min;
-	t->signal->is_child_subreaper = !!rec->subreaper;
 	t->timer_slack_ns = rec->timer_slack_ns;
 	t->default_timer_slack_ns = rec->default_timer_slack_ns;
 	t->clear_child_tid = (int __user *)(unsigned long)rec->clear_child_tid;
@@ -227,12 +168,10 @@ static void task_commit(struct ssi_restore *r)
 	t->robust_list = (void __user *)(unsigned long)rec->robust_list;
 	/* Its parent is in another cell when it is not the deputy: the deputy watches over that. */
 	t->pdeath_signal = rec->pdeath_signal;
-	set_dumpable(t->mm, rec->dumpable);
 	if (r->live) {
 		t->start_time = rec->start_time;
 		t->start_boottime = rec->start_boottime;
 	}
-	commit_times(rec);
 	/* As in execve(2): nobody who held on to the former program may take this for it. */
 	t->self_exec_id++;
 	t->flags &= ~(PF_FORKNOEXEC | PF_NOFREEZE | PF_NO_SETAFFINITY | PF_SUPERPRIV);
@@ -255,6 +194,7 @@ static const struct ssi_rec_def task_recs[] = {
 const struct ssi_resource ssi_res_task = {
 	.name = "task",
 	.recs = task_recs,
+	.thread = true,
 	.check = task_check,
 	.save = task_save,
 	.release = task_release,

@@ -26,6 +26,7 @@ enum {
 	SSI_OP_DEPUTY_MOVED	= SSI_OP_DEPUTY + 3,	/* new cell -> home: ssi_moved */
 	SSI_OP_DEPUTY_PPID	= SSI_OP_DEPUTY + 4,	/* runner -> home: s32 pid -> s32 ppid */
 	SSI_OP_DEPUTY_STAT	= SSI_OP_DEPUTY + 5,	/* runner -> home: ssi_figures: what a move between others took */
+	SSI_OP_DEPUTY_TID	= SSI_OP_DEPUTY + 6,	/* -> home of a thread's number: s32: it has ended; negative: all of that process */
 };
 
 #define SSI_MAP_PAGES	512	/* a region of 2 MiB */
@@ -78,17 +79,18 @@ struct ssi_lazy_counts {
 } __packed;
 
 struct ssi_signal {
-	s32 pid;
+	s32 pid;		/* of a process */
+	s32 tid;		/* one of its threads: to that; 0: to the process */
 	s32 sig;
-	u32 thread;		/* to the thread @pid, not to its process */
 	kernel_siginfo_t info;
 } __packed;
 
 struct ssi_kill {
-	s32 pid;
+	s32 pid;		/* of a process or thread whose number is the receiver's */
 	s32 sig;		/* 0: is it there? */
 	u32 thread;		/* to the thread @pid, not to its process */
 	s32 tgid;		/* then: the process that this has to be a thread of; 0: any */
+	s32 tid;		/* the receiver is the home of process @pid: this is a thread of it, which may be elsewhere; 0: none */
 	u32 uid, euid;
 	u32 capable;		/* CAP_KILL */
 	kernel_siginfo_t info;
@@ -97,7 +99,7 @@ struct ssi_kill {
 struct ssi_exit {
 	s32 pid;
 	s32 status;
-	u64 usage[9];		/* struct ssi_usage */
+	struct ssi_usage usage;
 } __packed;
 
 struct ssi_moved {
