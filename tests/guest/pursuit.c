@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /*
  * `pursuit CELLS SEED MOVES`: a process that goes to and fro between cells as fast as it can be moved, while a process in each
- * cell sends it queued signals by every call that there is, to the process and to its thread. Each signal is handled once,
- * wherever the process is: at its home, away, just arriving or just leaving. Then one that is moved again as soon as a move was
+ * cell sends it queued signals by every call that there is, to the process and to its threads, of which one has a number of its
+ * home and one of another cell. Each signal is handled once, by the thread that it was sent to, wherever the process is: at its
+ * home, away, just arriving or just leaving. Then one that is moved again as soon as a move was
  * refused, and some that are killed in the middle of a move.
  *
  * A move is refused for no other reason than that the process has just been moved.
  */
 #define _GNU_SOURCE
+#include <pthread.h>
+
 #include "crowd.h"
 
 #define SENDERS 4
+#define THREADS 3		/* of the process: the main one, one made at home, one made elsewhere */
 #define AHEAD 16		/* signals of one sender that are under way */
 #define KILLS 8
 #define REFUSALS 6
@@ -18,6 +22,7 @@
 struct chase {
 	volatile uint32_t stop, go;
 	volatile uint32_t by_pidfd;
+	volatile pid_t threads[THREADS];
 	struct {
 		volatile uint32_t sent, handled, there;
 		char gap[PAGE / SENDERS - 12];
@@ -26,26 +31,56 @@ struct chase {
 
 static struct chase *chase;
 
+/* Signal SIGRTMIN + n * SENDERS + m: of sender m, for thread n. */
 static void on_signal(int number)
 {
-	__atomic_fetch_add(&chase->of[number - SIGRTMIN].handled, 1, __ATOMIC_SEQ_CST);
+	int which = (number - SIGRTMIN) / SENDERS;
+
+	CHECK(syscall(SYS_gettid) == chase->threads[which], "a signal for thread %d of %d", which, THREADS);
+	__atomic_fetch_add(&chase->of[(number - SIGRTMIN) % SENDERS].handled, 1, __ATOMIC_SEQ_CST);
+}
+
+static void *take_signals(void *arg)
+{
+	int which = (int)(intptr_t)arg;
+	sigset_t mine;
+
+	sigfillset(&mine);
+	for (int i = 0; i < SENDERS; i++)
+		sigdelset(&mine, SIGRTMIN + which * SENDERS + i);
+	chase->threads[which] = (pid_t)syscall(SYS_gettid);
+	for (;;)
+		sigsuspend(&mine);
+	return NULL;
+}
+
+static void make_thread(int which)
+{
+	pthread_t thread;
+
+	chase->threads[which] = 0;
+	CHECK(!(errno = pthread_create(&thread, NULL, take_signals, (void *)(intptr_t)which)), "pthread_create");
+	while (!chase->threads[which])
+		breathe();
 }
 
 static void be_chased(void)
 {
-	sigset_t all, none;
+	sigset_t all;
 
 	sigfillset(&all);
-	sigemptyset(&none);
 	CHECK(!sigprocmask(SIG_SETMASK, &all, NULL), "sigprocmask");
-	for (int i = 0; i < SENDERS; i++) {
+	for (int i = 0; i < THREADS * SENDERS; i++) {
 		struct sigaction act = { .sa_handler = on_signal };
 
 		CHECK(!sigaction(SIGRTMIN + i, &act, NULL), "sigaction");
 	}
+	make_thread(1);
+	CHECK(!syscall(NR_MIGRATE, 0, 1UL), "to cell 1");
+	make_thread(2);
+	CHECK(!syscall(NR_MIGRATE, 0, 0UL), "and home");
 	chase->go = 1;
-	for (;;)
-		sigsuspend(&none);
+	take_signals(NULL);
 }
 
 /*
@@ -66,28 +101,34 @@ static int send_by_pidfd(pid_t chased, int number)
 	return sent;
 }
 
-static void send_one(pid_t chased, int number, uint32_t way)
+static void send_to_thread(pid_t chased, int which, int me, uint32_t way)
 {
+	int number = SIGRTMIN + which * SENDERS + me;
 	siginfo_t info = { .si_signo = number, .si_code = SI_QUEUE };
+	pid_t tid = chase->threads[which];
 
 	switch (way) {
 	case 0:
-		CHECK(!syscall(SYS_tgkill, chased, chased, number), "tgkill");
+		CHECK(!syscall(SYS_tgkill, chased, tid, number), "tgkill of thread %d", which);
 		return;
 	case 1:
-		CHECK(!syscall(SYS_tkill, chased, number), "tkill");
+		CHECK(!syscall(SYS_tkill, tid, number), "tkill of thread %d", which);
 		return;
-	case 2:
-		CHECK(!syscall(SYS_rt_tgsigqueueinfo, chased, chased, number, &info), "rt_tgsigqueueinfo");
-		return;
-	case 3:
-		if (send_by_pidfd(chased, number)) {
-			__atomic_fetch_add(&chase->by_pidfd, 1, __ATOMIC_SEQ_CST);
-			return;
-		}
-		break;
 	}
-	CHECK(!sigqueue(chased, number, (union sigval){ 0 }), "sigqueue");
+	CHECK(!syscall(SYS_rt_tgsigqueueinfo, chased, tid, number, &info), "rt_tgsigqueueinfo of thread %d", which);
+}
+
+static void send_one(pid_t chased, int me, uint32_t sent)
+{
+	uint32_t way = sent % 5;
+
+	if (way < 3) {
+		send_to_thread(chased, (int)(sent / 5 % THREADS), me, way);
+	} else if (way == 3 && send_by_pidfd(chased, SIGRTMIN + me)) {
+		__atomic_fetch_add(&chase->by_pidfd, 1, __ATOMIC_SEQ_CST);
+	} else {
+		CHECK(!sigqueue(chased, SIGRTMIN + me, (union sigval){ 0 }), "sigqueue");
+	}
 }
 
 static void be_sender(int me, pid_t chased)
@@ -95,13 +136,14 @@ static void be_sender(int me, pid_t chased)
 	uint32_t sent = 0;
 
 	CHECK(syscall(SYS_tgkill, getpid(), chased, 0) && errno == ESRCH, "it is no thread of this process");
-	CHECK(!syscall(SYS_tgkill, chased, chased, 0), "it is there");
+	for (int i = 0; i < THREADS; i++)
+		CHECK(!syscall(SYS_tgkill, chased, chase->threads[i], 0), "thread %d is there", i);
 
 	/* Not before: a process that has a pidfd open cannot move. */
 	await(&chase->of[me].there, 1, "its cell");
 	while (!chase->stop) {
 		while (sent - chase->of[me].handled < AHEAD && !chase->stop) {
-			send_one(chased, SIGRTMIN + me, sent % 5);
+			send_one(chased, me, sent);
 			chase->of[me].sent = ++sent;
 		}
 		breathe();

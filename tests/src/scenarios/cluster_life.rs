@@ -64,7 +64,8 @@ pub fn two_vcpus(bench: &Bench) -> Result<()> {
     cluster.exec(1, &["sh", "-c", "echo rpc > /proc/ssi/selftest"])?;
     let report = cluster.exec(1, &["cat", "/proc/ssi/selftest"])?;
     ensure!(report.contains("PASS") && !report.contains("FAIL"), "{report}");
-    super::moving::resource(&cluster, "res-regs", "100")
+    super::moving::resource(&cluster, "res-regs", "100")?;
+    super::moving::resource(&cluster, "res-threads", "200")
 }
 
 pub fn clock(cluster: &Cluster<'_>) -> Result<()> {

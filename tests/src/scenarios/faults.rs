@@ -31,7 +31,7 @@ pub(super) fn wait_dead(cluster: &Cluster<'_>, node: u32) -> Result<()> {
 /// A destination that dies before the commit: the process goes on at the source, and nothing it printed is lost. One that
 /// dies after it takes the process along, and the parent is told.
 pub fn destination_dies(bench: &Bench) -> Result<()> {
-    let cluster = bench.up("faults", &["--nodes", "7", "--memory", "256M"])?;
+    let cluster = bench.up("faults", &["--nodes", "8", "--memory", "256M"])?;
     let (mut terminal, process, mut expected) = start_counter(&cluster, "104")?;
     for (cell, step) in [(1, "offer"), (2, "image"), (3, "build"), (4, "ready")] {
         arm(&cluster, cell, step)?;
@@ -61,6 +61,9 @@ pub fn destination_dies(bench: &Bench) -> Result<()> {
         ensure!(status.code() == Some(128 + 9), "lost with its cell at {step:?}, its parent sees {status:?}");
         wait_dead(&cluster, cell)?;
     }
+    // So is one with threads, and their numbers can be given out again.
+    arm(&cluster, 7, "run")?;
+    cluster.passes(0, "threads", &["lost", "7"])?;
     ensure!(cluster.exec(0, &["echo", "here"])? == "here\n", "cell 0 does not work any more");
     Ok(())
 }

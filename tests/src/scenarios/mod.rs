@@ -72,6 +72,11 @@ pub const ALL: &[Scenario] = &[
     shared("mig_6_signals_survive_moves", |cluster| moving::resource(cluster, "res-signals", "200")),
     shared("mig_6_timers_survive_moves", |cluster| moving::resource(cluster, "res-timers", "200")),
     shared("mig_6_credentials_survive_moves", |cluster| moving::resource(cluster, "res-creds", "200")),
+    shared("mig_6_threads_survive_moves", |cluster| moving::resource(cluster, "res-threads", "300")),
+    shared("mig_2_threads_do_to_their_process_what_they_do_on_one_machine", |cluster| {
+        cluster.passes(0, "threads", &[]).map(drop)
+    }),
+    shared("mig_6_what_is_closed_elsewhere_is_closed", |cluster| cluster.passes(0, "closed", &[]).map(drop)),
     shared("dsm_5_anonymous_shared_memory_moves", |cluster| shared::program(cluster, "shm-anon")),
     shared("dsm_5_memfd_moves", |cluster| shared::program(cluster, "shm-memfd")),
     shared("dsm_5_system_v_segments_move", |cluster| shared::program(cluster, "shm-sysv")),

@@ -21,14 +21,14 @@ const MOVED: &[Stressor] = &[
     Stressor { name: "memfd", options: &["--memfd-fds", "8", "--memfd-bytes", "2m"], moves: 3 },
     Stressor { name: "shm", options: &["--shm-bytes", "1m", "--shm-objs", "4"], moves: 3 },
     Stressor { name: "shm-sysv", options: &["--shm-sysv-segs", "2", "--shm-sysv-bytes", "1m"], moves: 3 },
+    // Its semaphores are shared by the threads of one process.
+    Stressor { name: "sem", options: &[], moves: 3 },
 ];
 /// Names of POSIX shared memory are each cell's own (`/dev/shm`), and `shm` opens and removes them wherever it is: here they are in
 /// a folder of the root, which all cells have.
 const NAMES: &str = "mkdir -p /var/tmp/shm && chmod 1777 /var/tmp/shm && mount --bind /var/tmp/shm /dev/shm";
-/// Its semaphores are shared by threads of one process, which does not move.
-const THREADS: Stressor = Stressor { name: "sem", options: &[], moves: 0 };
 
-fn run(cluster: &Cluster<'_>, stressor: &Stressor) -> Result<String> {
+fn run(cluster: &Cluster<'_>, stressor: &Stressor) -> Result<()> {
     let (program, moves) = ("/usr/lib/ssi/tests/stress", stressor.moves.to_string());
     let argv = [&[program, SEEDS[0], "2", &moves, stressor.name], stressor.options].concat();
     let output = cluster.exec_output(0, &argv)?;
@@ -38,7 +38,7 @@ fn run(cluster: &Cluster<'_>, stressor: &Stressor) -> Result<String> {
     }
     let whole = output.status.success() && said.lines().any(|line| line == "PASS");
     ensure!(whole && !said.contains("fail:"), "{}: {}: {said}", stressor.name, output.status);
-    Ok(said.into_owned())
+    Ok(())
 }
 
 /// Each one has to end well, after it was moved; nothing of what it shared is left.
@@ -53,8 +53,5 @@ pub fn moved(bench: &Bench) -> Result<()> {
             await_nothing_held(&cluster, cell)?;
         }
     }
-    let said = run(&cluster, &THREADS)?;
-    let mut refusals = said.lines().filter(|line| line.starts_with("stress: refused"));
-    ensure!(refusals.all(|line| line.ends_with(": it has # threads")), "{}: {said}", THREADS.name);
     Ok(())
 }
