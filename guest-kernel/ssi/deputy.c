@@ -181,17 +181,6 @@ static void deputy_sleep(struct ssi_task *st)
 	remove_wait_queue(&st->wait, &on_event);
 }
 
-/* Its threads' numbers are free, wherever they were given out. Else each thread says so when it ends. */
-static void tell_lost(struct ssi_task *st)
-{
-	s32 all = -st->pid;
-
-	ssi_pid_unkeep_all(st->pid);
-	for (u32 cell = 0; cell < ssi_cells(); cell++)
-		if (cell != ssi_this_cell() && ssi_cell_alive(cell))
-			ssi_post(cell, SSI_OP_DEPUTY_TID, &all, sizeof(all));
-}
-
 static void __noreturn deputy_end(struct ssi_task *st)
 {
 	int status = SIGKILL;
@@ -204,7 +193,6 @@ static void __noreturn deputy_end(struct ssi_task *st)
 	} else {
 		spin_unlock(&st->lock);
 		pr_notice("process %d was lost with cell %u\n", st->pid, st->where);
-		tell_lost(st);
 	}
 	ssi_task_put(st);
 	do_group_exit(status);
@@ -515,6 +503,20 @@ static void tell_exit(struct ssi_task *st, struct task_struct *tsk, long code)
 	ssi_post(st->home, SSI_OP_DEPUTY_EXIT, &msg, sizeof(msg));
 }
 
+/*
+ * The process has ended. Its threads' numbers are free, wherever they were given out. Each has said so, but those that died with a
+ * cell, and one that became the main thread by execve(2).
+ */
+static void tell_over(struct ssi_task *st)
+{
+	s32 all = -st->pid;
+
+	ssi_pid_unkeep_all(st->pid);
+	for (u32 cell = 0; cell < ssi_cells(); cell++)
+		if (cell != ssi_this_cell() && ssi_cell_alive(cell))
+			ssi_post(cell, SSI_OP_DEPUTY_TID, &all, sizeof(all));
+}
+
 void __ssi_exit(struct task_struct *tsk, int group_dead, long code)
 {
 	struct ssi_task *st = ssi_task_get(tsk, false);
@@ -526,6 +528,8 @@ void __ssi_exit(struct task_struct *tsk, int group_dead, long code)
 	role = READ_ONCE(st->role);
 	if (role == SSI_RUNNER && group_dead)
 		tell_exit(st, tsk, code);
+	if (group_dead && st->home == ssi_this_cell() && st->moves)
+		tell_over(st);
 	/* Not if it only ends because its process has left, or has not come after all. */
 	if ((role == SSI_RUNNER || role == SSI_NATIVE) && !thread_group_leader(tsk) &&
 	    ssi_home_of_pid(tid) != ssi_this_cell())

@@ -66,7 +66,7 @@ static void finish(struct move *m, int result)
 	m->st->moving = false;
 	spin_unlock(&m->st->lock);
 	m->result = result;
-	ssi_threads_go_on(m->threads);
+	ssi_threads_done(m->threads, result);
 	complete(&m->done);
 	put_move(m);
 }
@@ -433,27 +433,25 @@ static void not_begun(struct move *m, int err)
 /* current is another thread of the process: it stops here, as the others will, and returns only if the process stays. */
 static int wait_with_others(struct move *m, struct task_struct *leader)
 {
-	int err = ssi_threads_follow(m->threads, START_TIMEOUT);
+	struct ssi_threads *g = m->threads;
+	int err = ssi_threads_await(g, START_TIMEOUT);
 
-	if (err && task_work_cancel(leader, &m->work)) {
-		if (err == -ETIMEDOUT)
-			ssi_threads_unjoin(m->threads);
+	if (err && task_work_cancel(leader, &m->work))
 		not_begun(m, err);
-	} else if (err == -ETIMEDOUT) {		/* it begins just now */
-		ssi_threads_follow(m->threads, MAX_SCHEDULE_TIMEOUT);
-	}
-	wait_for_completion(&m->done);
-	err = m->result;
 	put_move(m);
-	return err;
+	return ssi_threads_follow(g);
 }
 
 static int join(struct move *m)
 {
-	m->threads = ssi_threads_new();
-	if (!m->threads)
-		return -ENOMEM;
-	return ssi_threads_join(m->threads);
+	struct ssi_threads *g = ssi_threads_new();
+	int err = g ? ssi_threads_join(g) : -ENOMEM;
+
+	if (err)
+		ssi_threads_put(g);
+	else
+		m->threads = g;
+	return err;
 }
 
 static int wait_for(struct move *m, struct task_struct *t)
@@ -532,17 +530,15 @@ static int request(struct task_struct *t, u32 dest, u64 flags, struct file *file
 	}
 	if (same_thread_group(t, current))
 		err = join(m);
-	if (!err && task_work_add(t, &m->work, TWA_SIGNAL)) {
-		err = -ESRCH;
-		if (m->threads)
-			ssi_threads_unjoin(m->threads);
-	}
-	if (err) {
-		not_begun(m, err);
-		put_move(m);
-		return err;
-	}
-	return m->threads ? wait_with_others(m, t) : wait_for(m, t);
+	if (err || task_work_add(t, &m->work, TWA_SIGNAL))
+		not_begun(m, err ?: -ESRCH);
+	else if (!m->threads)
+		return wait_for(m, t);
+	if (!err && m->threads)
+		return wait_with_others(m, t);
+	err = m->result;
+	put_move(m);
+	return err;
 }
 
 /* migrate(2) of a process that is in another cell: its home knows which. */

@@ -155,13 +155,13 @@ struct ssi_threads *ssi_threads_new(void);
 struct ssi_threads *ssi_threads_get(struct ssi_threads *g);
 void ssi_threads_put(struct ssi_threads *g);
 /*
- * A thread that asks for a move of its own process joins those that wait, has the main thread begin, and follows: it returns if
- * the process has not left. -ETIMEDOUT: the main thread has not begun; it may be called again. -EINTR: killed.
+ * A thread that asks for a move of its own process: it joins those that will wait, has the main thread begin, awaits that, and
+ * follows. -ETIMEDOUT: the main thread has not begun. -EINTR: killed.
  */
 int ssi_threads_join(struct ssi_threads *g);
-void ssi_threads_unjoin(struct ssi_threads *g);
-int ssi_threads_follow(struct ssi_threads *g, long timeout);
-void ssi_threads_go_on(struct ssi_threads *g);	/* the move is over, if it has ever begun */
+int ssi_threads_await(struct ssi_threads *g, long timeout);
+int ssi_threads_follow(struct ssi_threads *g);	/* returns if the process has not left: what the move ended with, or -EINTR */
+void ssi_threads_done(struct ssi_threads *g, int result);	/* the move has ended, if it has ever begun */
 void ssi_wait_others_gone(void);		/* all threads but current have ended */
 /* False: it runs now. True: it will, as the last of those that wait for current to run them. @again: false at first. */
 bool ssi_work_again(struct callback_head *work, bool *again);

@@ -55,6 +55,8 @@ struct ssi_threads {
 	bool begun;			/* by the main thread */
 	bool over;			/* everybody goes on */
 	bool left;			/* everybody has left */
+	bool done;			/* the move has ended with: */
+	int result;
 	struct ssi_task *st;
 };
 
@@ -123,24 +125,15 @@ static void __noreturn vanish(struct follower *f)
 	do_exit(0);
 }
 
-/*
- * Until the move has been decided; does not return if the process has left. -EINTR: killed. -ETIMEDOUT: the main thread has not
- * begun within @timeout, and it may be called again.
- */
-static int follow(struct follower *f, long timeout)
+/* Until the move has been decided; does not return if the process has left. -EINTR: killed. */
+static int follow(struct follower *f)
 {
 	struct ssi_threads *g = f->g;
-	long err;
+	int err;
 
 	for (;;) {
-		err = wait_event_killable_timeout(f->wait, READ_ONCE(f->order) != NONE || READ_ONCE(g->over) ||
-						  READ_ONCE(g->left),
-						  READ_ONCE(g->begun) ? MAX_SCHEDULE_TIMEOUT : timeout);
-		if (!err && READ_ONCE(g->begun))
-			continue;
-		if (!err)
-			return -ETIMEDOUT;
-		if (err < 0 || READ_ONCE(f->order) == NONE)
+		err = wait_event_killable(f->wait, READ_ONCE(f->order) != NONE || READ_ONCE(g->over) || READ_ONCE(g->left));
+		if (err || READ_ONCE(f->order) == NONE)
 			break;
 		f->err = carry_out(f, f->order);
 		smp_store_release(&f->order, NONE);
@@ -151,7 +144,7 @@ static int follow(struct follower *f, long timeout)
 	if (READ_ONCE(g->left))
 		vanish(f);
 	ssi_pid_unkeep(task_pid_nr(current));
-	return err < 0 ? -EINTR : 0;
+	return err ? -EINTR : 0;
 }
 
 /* Other work of the same round may be behind this one, and is lost if this does not return: it goes to the end of the queue. */
@@ -175,7 +168,7 @@ static void follower_work(struct callback_head *work)
 		if (ssi_work_again(work, &f->queued_again))
 			return;
 		set_state(f, HERE);
-		follow(f, MAX_SCHEDULE_TIMEOUT);
+		follow(f);
 	}
 	ssi_threads_put(g);
 }
@@ -214,27 +207,29 @@ int ssi_threads_join(struct ssi_threads *g)
 	return 0;
 }
 
-int ssi_threads_follow(struct ssi_threads *g, long timeout)
+static struct follower *joined(struct ssi_threads *g)
 {
-	struct follower *f;
-	int err;
-
-	list_for_each_entry(f, &g->all, list)
-		if (f->task == current)
-			break;
-	err = follow(f, timeout);
-	if (err != -ETIMEDOUT)
-		ssi_threads_put(g);
-	return err;
+	return list_first_entry(&g->all, struct follower, list);	/* nothing is put before it */
 }
 
-/* One that has nothing to wait for any more, before it has waited. */
-void ssi_threads_unjoin(struct ssi_threads *g)
+int ssi_threads_await(struct ssi_threads *g, long timeout)
 {
-	struct follower *f = list_first_entry(&g->all, struct follower, list);
+	long left = wait_event_killable_timeout(joined(g)->wait, READ_ONCE(g->begun) || READ_ONCE(g->over), timeout);
 
-	set_state(f, GONE);
+	return left > 0 ? 0 : left ? -EINTR : -ETIMEDOUT;
+}
+
+int ssi_threads_follow(struct ssi_threads *g)
+{
+	struct follower *f = joined(g);
+	int err = follow(f);
+
+	if (!err) {
+		wait_event(f->wait, smp_load_acquire(&g->done));
+		err = g->result;
+	}
 	ssi_threads_put(g);
+	return err;
 }
 
 static void tell_all(struct ssi_threads *g, bool *what)
@@ -243,7 +238,7 @@ static void tell_all(struct ssi_threads *g, bool *what)
 
 	WRITE_ONCE(*what, true);
 	list_for_each_entry(f, &g->all, list) {
-		if (READ_ONCE(f->state) == COMING && task_work_cancel(f->task, &f->work)) {
+		if (what != &g->begun && READ_ONCE(f->state) == COMING && task_work_cancel(f->task, &f->work)) {
 			f->state = GONE;
 			ssi_threads_put(g);
 			continue;
@@ -252,10 +247,13 @@ static void tell_all(struct ssi_threads *g, bool *what)
 	}
 }
 
-void ssi_threads_go_on(struct ssi_threads *g)
+void ssi_threads_done(struct ssi_threads *g, int result)
 {
-	if (g && !g->left)
-		tell_all(g, &g->over);
+	if (!g || g->left)
+		return;
+	g->result = result;
+	smp_store_release(&g->done, true);
+	tell_all(g, &g->over);
 }
 
 static bool known(struct ssi_threads *g, struct task_struct *t)
@@ -421,7 +419,7 @@ static int threads_check(struct ssi_save *s)
 		return err;
 	}
 	s->threads->st = s->st;
-	WRITE_ONCE(s->threads->begun, true);
+	tell_all(s->threads, &s->threads->begun);
 	err = gather(s);
 	return err ?: tell_each(s, CHECK);
 }

@@ -53,3 +53,16 @@ pub fn foreign_images(cluster: &Cluster<'_>) -> Result<()> {
     cluster.exec(0, &["rm", "/var/tmp/image"])?;
     Ok(())
 }
+
+/// A process with threads is restarted from its checkpoint; images that were damaged and sealed again are refused, or become
+/// something that can be killed (`tests/guest/images.c`). The kernel has nothing to say about itself.
+pub fn damaged_images(cluster: &Cluster<'_>) -> Result<()> {
+    let report = cluster.passes(0, "images", &[super::moving::SEEDS[0], "100"])?;
+    println!("  {}", report.lines().next().unwrap_or_default());
+    let log = cluster.exec(0, &["dmesg"])?;
+    let mut lines = log.lines();
+    let found = lines
+        .find(|line| ["BUG:", "WARNING:", "Oops", "stack-protector"].iter().any(|word| line.contains(word)));
+    ensure!(found.is_none(), "the kernel's log says {found:?}");
+    Ok(())
+}

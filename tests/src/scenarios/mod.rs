@@ -100,6 +100,7 @@ pub const ALL: &[Scenario] = &[
     shared("dsm_5_futexes_in_files_work_across_cells", futex::in_files),
     shared("bad_input_is_refused_with_a_reason", bad_input::refusals),
     shared("restart_refuses_foreign_images", bad_input::foreign_images),
+    shared("mig_2_damaged_images_are_refused_or_can_be_killed", bad_input::damaged_images),
     own("down_leaves_nothing_and_twice_is_told", cluster_life::down_twice),
     own("up_interrupted_leaves_nothing", cluster_life::interrupted),
     own("mig_fault_a_destination_that_dies_at_any_step", faults::destination_dies),
