@@ -27,6 +27,8 @@
 #include "task.h"
 #include "wire.h"
 
+#define STRAYS_MAX	65536
+
 /* @tid: the thread that it was sent to, as by tgkill(2); 0: to the process. 0: delivered. -ESRCH: the process is not there. */
 static int send_to(u32 cell, pid_t pid, pid_t tid, int sig, const kernel_siginfo_t *info)
 {
@@ -115,9 +117,11 @@ int ssi_add_stray(struct ssi_task *st, pid_t tid, const kernel_siginfo_t *info)
 	stray->tid = tid;
 	stray->info = *info;
 	spin_lock(&st->lock);
-	if (st->role == SSI_DEPUTY || st->role == SSI_GONE) {
+	if (st->role == SSI_DEPUTY || st->role == SSI_GONE)
+		err = st->nstrays < STRAYS_MAX ? 0 : -EAGAIN;
+	if (!err) {
 		list_add_tail(&stray->list, &st->strays);
-		err = 0;
+		st->nstrays++;
 	}
 	spin_unlock(&st->lock);
 	if (err)
@@ -143,8 +147,10 @@ static struct ssi_stray *take_stray(struct ssi_task *st)
 
 	spin_lock(&st->lock);
 	stray = list_first_entry_or_null(&st->strays, struct ssi_stray, list);
-	if (stray)
+	if (stray) {
 		list_del(&stray->list);
+		st->nstrays--;
+	}
 	spin_unlock(&st->lock);
 	return stray;
 }

@@ -15,6 +15,7 @@
 #include <linux/magic.h>
 #include <linux/major.h>
 #include <linux/mm.h>
+#include <linux/pid.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -94,6 +95,8 @@ static int file_kind(struct ssi_save *s, struct file *file, unsigned int fd, lon
 
 	if (file->f_mode & FMODE_PATH)
 		return ssi_why(s, "descriptor %u (%pD4) was opened with O_PATH", fd, file);
+	if (!IS_ERR(pidfd_pid(file)))
+		return ssi_why(s, "descriptor %u is a pidfd", fd);
 	switch (inode->i_mode & S_IFMT) {
 	case S_IFREG:
 	case S_IFDIR:

@@ -323,42 +323,66 @@ static int share_anon_vma(struct mm_struct *mm, const struct ssi_rec_vma *v)
 	return v->flags & SSI_VMA_ANON && vma ? anon_vma_prepare(vma) : 0;
 }
 
-/*
- * The file to map @v's region through. Mappings that had one open file have one again: mprotect(2) can join them, and shmdt(2)
- * finds all parts of an attach.
- */
-static struct file *open_region(struct ssi_restore *r, const struct ssi_rec_vma *v)
+static bool writes_region(const struct ssi_rec_vma *v)
 {
-	bool write = v->flags & SSI_VMA_MAYWRITE && v->flags & SSI_VMA_SHARED;
-	struct ssi_opened_region *o;
-
-	list_for_each_entry(o, &r->regions, list)
-		if (o->id == v->region && o->write == write)
-			return get_file(o->file);
-	o = kmalloc(sizeof(*o), GFP_KERNEL);
-	if (!o)
-		return ERR_PTR(-ENOMEM);
-	*o = (struct ssi_opened_region){ .id = v->region, .write = write, .file = ssi_shared_open(v->region, write) };
-	if (IS_ERR(o->file)) {
-		struct file *failed = o->file;
-
-		pr_notice_ratelimited("image of %d: shared memory at %llx: error %ld\n", r->hdr->pid, v->start, PTR_ERR(failed));
-		kfree(o);
-		return failed;
-	}
-	list_add(&o->list, &r->regions);
-	return get_file(o->file);
+	return v->flags & SSI_VMA_MAYWRITE && v->flags & SSI_VMA_SHARED;
 }
 
-static void close_regions(struct ssi_restore *r)
+static bool same_file(const struct ssi_rec_vma *a, const struct ssi_rec_vma *b)
 {
-	struct ssi_opened_region *o, *next;
+	if (a->region || b->region)
+		return a->region == b->region && writes_region(a) == writes_region(b);
+	return a->mode == b->mode && a->uid == b->uid && a->gid == b->gid && a->path_len == b->path_len &&
+	       !memcmp(a->path, b->path, a->path_len);
+}
 
-	list_for_each_entry_safe(o, next, &r->regions, list) {
+static struct file *open_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
+{
+	struct file *file;
+
+	if (!v->region)
+		return S_ISREG(v->mode) ? ssi_reopen(r, v->path, O_RDONLY | O_LARGEFILE, v->mode, v->uid, v->gid) :
+					  ERR_PTR(ssi_bad_image(r, "mapping %s: not a regular file", v->path));
+	file = ssi_shared_open(v->region, writes_region(v));
+	if (IS_ERR(file))
+		pr_notice_ratelimited("image of %d: shared memory at %llx: error %ld\n", r->hdr->pid, v->start, PTR_ERR(file));
+	return file;
+}
+
+/*
+ * The file to map @v through. Mappings that had one open file have one again: it is opened once, mprotect(2) can join them, and
+ * shmdt(2) finds all parts of an attach.
+ */
+static struct file *file_of(struct ssi_restore *r, const struct ssi_rec_vma *v)
+{
+	struct ssi_opened *o;
+	struct file *file;
+
+	list_for_each_entry(o, &r->opened, list)
+		if (same_file(o->first, v))
+			return get_file(o->file);
+	file = open_vma(r, v);
+	if (IS_ERR(file))
+		return file;
+	o = kmalloc(sizeof(*o), GFP_KERNEL);
+	if (!o) {
+		fput(file);
+		return ERR_PTR(-ENOMEM);
+	}
+	*o = (struct ssi_opened){ .first = v, .file = file };
+	list_add(&o->list, &r->opened);
+	return get_file(file);
+}
+
+static void close_opened(struct ssi_restore *r)
+{
+	struct ssi_opened *o, *next;
+
+	list_for_each_entry_safe(o, next, &r->opened, list) {
 		fput(o->file);
 		kfree(o);
 	}
-	INIT_LIST_HEAD(&r->regions);
+	INIT_LIST_HEAD(&r->opened);
 }
 
 static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
@@ -372,14 +396,8 @@ static int map_vma(struct ssi_restore *r, const struct ssi_rec_vma *v)
 	LIST_HEAD(uf);
 	int err;
 
-	if (v->region) {
-		file = open_region(r, v);
-		if (IS_ERR(file))
-			return PTR_ERR(file);
-	} else if (v->path_len) {
-		if (!S_ISREG(v->mode))
-			return ssi_bad_image(r, "mapping %s: not a regular file", v->path);
-		file = ssi_reopen(r, v->path, O_RDONLY | O_LARGEFILE, v->mode, v->uid, v->gid);
+	if (v->region || v->path_len) {
+		file = file_of(r, v);
 		if (IS_ERR(file))
 			return PTR_ERR(file);
 	}
@@ -419,7 +437,7 @@ static int prepare_vmas(struct ssi_restore *r)
 		if (err)
 			break;
 	}
-	close_regions(r);
+	close_opened(r);
 	return err;
 }
 

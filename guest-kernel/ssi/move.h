@@ -69,11 +69,12 @@ struct ssi_save {
 	u32 nregions, regions_room;
 };
 
-/* A region while it is mapped. */
-struct ssi_opened_region {
+struct ssi_rec_vma;
+
+/* A region or file, while mappings of it are made. */
+struct ssi_opened {
 	struct list_head list;
-	u64 id;
-	bool write;
+	const struct ssi_rec_vma *first;	/* the first mapping of it */
 	struct file *file;
 };
 
@@ -92,7 +93,7 @@ struct ssi_restore {
 
 	struct mm_struct *old_mm, *new_mm;
 	u32 old_personality;
-	struct list_head regions;	/* of struct ssi_opened_region */
+	struct list_head opened;	/* of struct ssi_opened */
 	struct ssi_lazy *lazy;
 	struct file **files;
 	u32 nfiles;

@@ -265,7 +265,7 @@ int ssi_restore_read(struct ssi_restore *r)
 	int err;
 
 	INIT_LIST_HEAD(&r->recs);
-	INIT_LIST_HEAD(&r->regions);
+	INIT_LIST_HEAD(&r->opened);
 	INIT_LIST_HEAD(&r->threads);
 	for (;;) {
 		err = ssi_read_hdr(r->src, &hdr);

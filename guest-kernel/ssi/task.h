@@ -49,6 +49,7 @@ struct ssi_task {
 	struct ssi_usage usage;
 	struct ssi_incoming_move *coming;	/* it comes home; with a reference */
 	struct list_head strays;	/* of struct ssi_stray: signals for threads that are elsewhere */
+	unsigned int nstrays;
 };
 
 /* A signal for a thread that was found where the thread is not. */
@@ -58,7 +59,7 @@ struct ssi_stray {
 	kernel_siginfo_t info;
 };
 
-/* 0, -ENOMEM, or -ESRCH: the process is here, and so are its threads. */
+/* 0, -ENOMEM, -EAGAIN: too many wait, or -ESRCH: the process is here, and so are its threads. */
 int ssi_add_stray(struct ssi_task *st, pid_t tid, const kernel_siginfo_t *info);
 /* Takes those that are left to current, which ends here and goes on elsewhere. */
 void ssi_leave_strays(struct ssi_task *st);

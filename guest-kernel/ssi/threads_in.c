@@ -53,7 +53,7 @@ int ssi_new_thread(struct ssi_restore *r, const struct ssi_rec *rec)
 	};
 	INIT_LIST_HEAD(&n->r.recs);
 	INIT_LIST_HEAD(&n->r.threads);
-	INIT_LIST_HEAD(&n->r.regions);
+	INIT_LIST_HEAD(&n->r.opened);
 	list_add_tail(&n->list, &r->threads);
 	r->last = &n->r;
 	return 0;

@@ -149,7 +149,7 @@ static void *make(void *arg)
 
 /* Signals: to one thread, and to the process, of which one thread takes each. */
 
-static volatile int receiver;
+static volatile int receiver, received_all;
 static atomic_long to_thread, to_process;
 static sem_t received;
 
@@ -170,16 +170,17 @@ static void on_usr2(int signal)
 
 static void *receive(void *arg)
 {
-	sigset_t mask;
+	sigset_t all, mine;
 
 	(void)arg;
-	sigfillset(&mask);
-	sigdelset(&mask, SIGUSR1);
-	sigdelset(&mask, SIGUSR2);
-	CHECK(!pthread_sigmask(SIG_SETMASK, &mask, NULL), "mask");
+	sigfillset(&all);
+	mine = all;
+	sigdelset(&mine, SIGUSR1);
+	sigdelset(&mine, SIGUSR2);
+	CHECK(!pthread_sigmask(SIG_SETMASK, &all, NULL), "mask");
 	receiver = number_here();
-	while (!stop)
-		pause();
+	while (!received_all)	/* not before the sender has ended: somebody has to take what it sends */
+		sigsuspend(&mine);
 	return NULL;
 }
 
@@ -298,6 +299,7 @@ int main(int argc, char **argv)
 		CHECK(!pthread_join(keepers[i].thread, NULL), "joining");
 	for (int i = 0; i < n; i++)
 		CHECK(!pthread_join(others[i], NULL), "joining");
+	received_all = 1;
 	CHECK(!pthread_kill(receiving, SIGUSR1) && !pthread_join(receiving, NULL), "joining");
 	CHECK(turns > 0, "no turn was handed on");
 	return pass();

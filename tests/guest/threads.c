@@ -272,6 +272,17 @@ static void numbers_are_not_lost(unsigned long cell)
 	await_free(tid);
 }
 
+static void says_why(const char *word)
+{
+	char path[40], why[200] = "";
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/ssi/%d/why", (int)getpid());
+	file = fopen(path, "r");
+	CHECK(file && fgets(why, sizeof(why), file) && strstr(why, word), "the reason is %s, not %s", why, word);
+	fclose(file);
+}
+
 /* Refused by this cell for a descriptor, by the other one for a directory that only this one has. */
 static void be_refused(long cell)
 {
@@ -285,11 +296,16 @@ static void be_refused(long cell)
 	for (int i = 0; i < REFUSALS; i++) {
 		was = turns;
 		CHECK(move_to(1) == EOPNOTSUPP, "a process with a socket moves");
+		says_why("is a socket");
 		while (turns - was < RING * 3)
 			breathe();
 	}
 	close(ends[0]);
 	close(ends[1]);
+	ends[0] = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	CHECK(ends[0] >= 0 && move_to(1) == EOPNOTSUPP, "a process with a pidfd moves");
+	says_why("is a pidfd");
+	close(ends[0]);
 	CHECK(!chdir(path), "%s", path);
 	for (int i = 0; i < REFUSALS; i++) {
 		was = turns;
