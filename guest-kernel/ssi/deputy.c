@@ -131,7 +131,7 @@ int ssi_add_stray(struct ssi_task *st, pid_t tid, const kernel_siginfo_t *info)
 	return err;
 }
 
-void ssi_leave_strays(struct ssi_task *st)
+static void leave_strays(struct ssi_task *st)
 {
 	kernel_siginfo_t info;
 	enum pid_type type;
@@ -536,6 +536,9 @@ void __ssi_exit(struct task_struct *tsk, int group_dead, long code)
 		tell_exit(st, tsk, code);
 	if (group_dead && st->home == ssi_this_cell() && st->moves)
 		tell_over(st);
+	/* One that ends because its process has left: what was sent to it is for the thread that it is elsewhere. */
+	if ((role == SSI_DEPUTY || role == SSI_GONE) && !thread_group_leader(tsk))
+		leave_strays(st);
 	/* Not if it only ends because its process has left, or has not come after all. */
 	if ((role == SSI_RUNNER || role == SSI_NATIVE) && !thread_group_leader(tsk) &&
 	    ssi_home_of_pid(tid) != ssi_this_cell())

@@ -107,30 +107,41 @@ static int may_kill(const struct ssi_kill *k, struct task_struct *t)
 	return -EPERM;
 }
 
+/* To the thread @tid of the process of @t, if it is here. -ENOENT: it leaves just now. */
+static int send_to_thread_here(struct task_struct *t, pid_t tid, bool moves, struct kernel_siginfo *info, enum pid_type type)
+{
+	struct task_struct *thread = find_get_task_by_vpid(tid);
+	int err = -ESRCH;
+
+	if (!thread)
+		return err;
+	if (same_thread_group(thread, t))
+		err = moves ? send_to_runner(thread, send_unchecked, info->si_signo, info, type) :
+			      do_send_sig_info(info->si_signo, info, thread, type);
+	put_task_struct(thread);
+	return err;
+}
+
 /* To the thread @tid of the process of @t, which was born here. It may be anywhere. */
 static int send_to_thread(struct task_struct *t, pid_t tid, struct kernel_siginfo *info, enum pid_type type)
 {
 	struct ssi_task *st = ssi_task_get(t, false);
-	struct task_struct *thread;
-	int err = -ESRCH;
+	int err;
 
-	if (st) {
+	if (!st)
+		return send_to_thread_here(t, tid, false, info, type);
+	do {
 		ssi_task_arrived(st);
+		err = -ESRCH;
 		if (type == PIDTYPE_PID)
 			err = ssi_add_stray(st, tid, info);
 		else if (READ_ONCE(st->role) == SSI_DEPUTY)
 			err = do_send_sig_info(info->si_signo, info, t, type);
-		ssi_task_put(st);
-	}
-	if (err != -ESRCH)
-		return err;
-	thread = find_get_task_by_vpid(tid);
-	if (!thread)
-		return -ESRCH;
-	if (same_thread_group(thread, t))
-		err = do_send_sig_info(info->si_signo, info, thread, type);
-	put_task_struct(thread);
-	return err;
+		if (err == -ESRCH)
+			err = send_to_thread_here(t, tid, true, info, type);
+	} while (err == -ENOENT && !READ_ONCE(st->forgotten));
+	ssi_task_put(st);
+	return err == -ENOENT ? -ESRCH : err;
 }
 
 /* For a thread whose number was given out here and is kept, since it may be elsewhere: to the home of its process @owner. */

@@ -314,7 +314,6 @@ static int do_move(struct move *m, bool self)
 	s->dest = m->dest;
 	s->flags = m->flags;
 	s->why = why;
-	s->st = m->st;
 	s->threads = ssi_threads_get(m->threads);
 	stop_ns = ktime_get_ns();
 	err = ssi_check(s);

@@ -437,8 +437,18 @@ static int prepare_vmas(struct ssi_restore *r)
 		if (err)
 			break;
 	}
-	close_opened(r);
 	return err;
+}
+
+/* It is mapped, as a rule. */
+static struct file *open_exe(struct ssi_restore *r, const char *path)
+{
+	struct ssi_opened *o;
+
+	list_for_each_entry(o, &r->opened, list)
+		if (o->first->path_len && !strcmp(o->first->path, path))
+			return get_file(o->file);
+	return filp_open(path, O_RDONLY | O_LARGEFILE, 0);
 }
 
 static int prepare_exe(struct ssi_restore *r, const struct ssi_rec_mm *m)
@@ -448,7 +458,7 @@ static int prepare_exe(struct ssi_restore *r, const struct ssi_rec_mm *m)
 
 	if (m->exe_len <= 1)
 		return 0;
-	exe = filp_open(m->exe, O_RDONLY | O_LARGEFILE, 0);
+	exe = open_exe(r, m->exe);
 	if (IS_ERR(exe)) {
 		pr_notice_ratelimited("image of %d: executable %s: error %ld\n", r->hdr->pid, m->exe, PTR_ERR(exe));
 		return PTR_ERR(exe);
@@ -534,6 +544,7 @@ static int mm_prepare(struct ssi_restore *r)
 		err = prepare_vmas(r);
 	if (!err)
 		err = prepare_exe(r, m);
+	close_opened(r);
 	if (!err)
 		err = r->live ? ssi_lazy_prepare(r) : ssi_read_pages(r);
 	return err;

@@ -27,7 +27,6 @@
 struct cred;
 struct mm_struct;
 struct ssi_lazy;
-struct ssi_task;
 struct ssi_threads;
 
 #define SSI_WHY_MAX	160
@@ -57,7 +56,6 @@ struct ssi_save {
 	u64 flags;			/* SSI_MOVE_* */
 	u64 lazy_id;			/* of the address space that stays for fetching; live only */
 	char *why;			/* SSI_WHY_MAX bytes: what cannot move */
-	struct ssi_task *st;
 	struct ssi_move_stat stat;
 
 	struct ssi_threads *threads;	/* the others; of the main thread's only */

@@ -61,8 +61,6 @@ struct ssi_stray {
 
 /* 0, -ENOMEM, -EAGAIN: too many wait, or -ESRCH: the process is here, and so are its threads. */
 int ssi_add_stray(struct ssi_task *st, pid_t tid, const kernel_siginfo_t *info);
-/* Takes those that are left to current, which ends here and goes on elsewhere. */
-void ssi_leave_strays(struct ssi_task *st);
 
 /* The entry of the process of @t, with a reference; NULL if there is none and @create is not set, or it has ended, or no memory. */
 struct ssi_task *ssi_task_get(struct task_struct *t, bool create);

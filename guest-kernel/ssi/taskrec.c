@@ -29,8 +29,8 @@
 #include "task.h"
 
 /*
- * Is a system call in progress that waits for a priority-inheritance futex? It would be made again in the other cell, where
- * that is not supported in shared memory (futex.c), and alone a process has nobody to wait for.
+ * Is a system call in progress that waits for a priority-inheritance futex? It would be made again in the other cell, where that is
+ * not supported in shared memory (futex.c); in memory of its own, the thread that holds it cannot move.
  */
 static bool waits_for_pi(void)
 {

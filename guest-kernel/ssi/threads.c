@@ -57,7 +57,6 @@ struct ssi_threads {
 	bool left;			/* everybody has left */
 	bool done;			/* the move has ended with: */
 	int result;
-	struct ssi_task *st;
 };
 
 /* Whoever waits for threads to come, to have done something, or to end. */
@@ -116,15 +115,6 @@ static int carry_out(struct follower *f, enum order order)
 	return err ?: ssi_thread_save(&f->save);
 }
 
-static void __noreturn vanish(struct follower *f)
-{
-	struct ssi_threads *g = f->g;
-
-	ssi_leave_strays(g->st);
-	ssi_threads_put(g);
-	do_exit(0);
-}
-
 /* Until the move has been decided; does not return if the process has left. -EINTR: killed. */
 static int follow(struct follower *f)
 {
@@ -141,8 +131,10 @@ static int follow(struct follower *f)
 	}
 	ssi_thread_release(&f->save, READ_ONCE(g->left));
 	set_state(f, GONE);
-	if (READ_ONCE(g->left))
-		vanish(f);
+	if (READ_ONCE(g->left)) {
+		ssi_threads_put(g);
+		do_exit(0);		/* what signals it has still go after it: __ssi_exit() */
+	}
 	ssi_pid_unkeep(task_pid_nr(current));
 	return err ? -EINTR : 0;
 }
@@ -381,7 +373,6 @@ static int tell(struct ssi_save *s, struct follower *f, enum order order)
 	f->save.live = s->live;
 	f->save.dest = s->dest;
 	f->save.flags = s->flags;
-	f->save.st = s->st;
 	f->save.why = s->why;
 	smp_store_release(&f->order, order);
 	wake_up_all(&f->wait);
@@ -418,7 +409,6 @@ static int threads_check(struct ssi_save *s)
 		read_unlock(&tasklist_lock);
 		return err;
 	}
-	s->threads->st = s->st;
 	tell_all(s->threads, &s->threads->begun);
 	err = gather(s);
 	return err ?: tell_each(s, CHECK);
