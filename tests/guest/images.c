@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "random.h"
 #include "resource.h"
 
 /* docs/interfaces.md, guest-kernel/ssi/uapi.h */
@@ -42,13 +43,9 @@ struct record {
 
 static uint64_t state;
 
-/* xorshift64*: not for secrets. */
 static uint32_t number(uint32_t below)
 {
-	state ^= state >> 12;
-	state ^= state << 25;
-	state ^= state >> 27;
-	return (uint32_t)((state * 0x2545f4914f6cdd1dULL) >> 32) % below;
+	return random_below(&state, below);
 }
 
 static int beats;	/* a file with a counter of each thread */

@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "random.h"
 #include "resource.h"
 
 #define NR_MIGRATE 600	/* docs/interfaces.md */
@@ -36,10 +37,7 @@ struct mover {
 
 static inline uint32_t mover_number(struct mover *m, uint32_t below)
 {
-	m->seed ^= m->seed >> 12;
-	m->seed ^= m->seed << 25;
-	m->seed ^= m->seed >> 27;
-	return (uint32_t)((m->seed * 0x2545f4914f6cdd1dULL) >> 32) % below;
+	return random_below(&m->seed, below);
 }
 
 static inline void mover_arm(struct mover *m)

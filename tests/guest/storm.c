@@ -16,19 +16,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "random.h"
+
 #define NR_MIGRATE 600	/* docs/interfaces.md */
 #define PAUSE_US 30000
 #define ERRNOS 134
 
 static uint64_t state;
 
-/* xorshift64*: not for secrets. */
 static uint32_t number(uint32_t below)
 {
-	state ^= state >> 12;
-	state ^= state << 25;
-	state ^= state >> 27;
-	return (uint32_t)((state * 0x2545f4914f6cdd1dULL) >> 32) % below;
+	return random_below(&state, below);
 }
 
 static void rest(void)

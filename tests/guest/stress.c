@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "random.h"
 #include "resource.h"
 
 #define NR_MIGRATE 600	/* docs/interfaces.md */
@@ -47,13 +48,9 @@ static struct {
 static struct reason reasons[REASONS];
 static unsigned long refused;
 
-/* xorshift64*: not for secrets. */
 static uint32_t number(uint32_t below)
 {
-	state ^= state >> 12;
-	state ^= state << 25;
-	state ^= state >> 27;
-	return (uint32_t)((state * 0x2545f4914f6cdd1dULL) >> 32) % below;
+	return random_below(&state, below);
 }
 
 static void read_line(int pid, const char *prefix, const char *name, char *line, size_t size)

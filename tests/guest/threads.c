@@ -235,18 +235,27 @@ static void await_free(pid_t tid)
 	}
 }
 
-static void numbers_are_kept(void)
+/* A process with a thread that goes to @cell. Returns its PID; *@tid is the thread's number. */
+static pid_t start_keeper(struct keeper *k, unsigned long cell, pid_t *tid)
 {
-	struct keeper k;
-	pid_t child, tid;
-	char byte;
+	pid_t child;
 
-	CHECK(!pipe(k.say) && !pipe(k.hear), "pipe");
+	CHECK(!pipe(k->say) && !pipe(k->hear), "pipe");
 	child = fork();
 	CHECK(child >= 0, "fork");
 	if (!child)
-		keep_number(&k, 1);
-	CHECK(read(k.say[0], &tid, sizeof(tid)) == sizeof(tid) && read(k.say[0], &byte, 1) == 1, "pipes");
+		keep_number(k, cell);
+	CHECK(read(k->say[0], tid, sizeof(*tid)) == sizeof(*tid), "pipes");
+	return child;
+}
+
+static void numbers_are_kept(void)
+{
+	struct keeper k;
+	pid_t tid, child = start_keeper(&k, 1, &tid);
+	char byte;
+
+	CHECK(read(k.say[0], &byte, 1) == 1, "pipes");
 	CHECK(!syscall(SYS_tgkill, child, tid, 0), "a thread that is elsewhere can be sent to");
 	for (int i = 0; i < 3; i++)
 		CHECK(next_after(tid - 1) != tid, "the number of a thread that is elsewhere was given out again");
@@ -259,15 +268,9 @@ static void numbers_are_kept(void)
 static void numbers_are_not_lost(unsigned long cell)
 {
 	struct keeper k;
-	pid_t child, tid;
+	pid_t tid, child = start_keeper(&k, cell, &tid);
 	int status;
 
-	CHECK(!pipe(k.say) && !pipe(k.hear), "pipe");
-	child = fork();
-	CHECK(child >= 0, "fork");
-	if (!child)
-		keep_number(&k, cell);
-	CHECK(read(k.say[0], &tid, sizeof(tid)) == sizeof(tid), "pipes");
 	CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "status %#x", status);
 	await_free(tid);
 }
