@@ -14,6 +14,8 @@ pub enum Work {
     Cargo(&'static [&'static str]),
     /// All unit and integration tests, by nextest if it is there.
     UnitTests,
+    /// The fuzzers of the protocol, for this many seconds.
+    Fuzz(u32),
     /// A function of this program.
     Own(fn(&Source) -> anyhow::Result<()>),
     /// The end-to-end scenarios; `words` of the command line choose among them.
@@ -61,6 +63,12 @@ pub const CHECKS: &[Check] = &[
         "unit tests, models and simulations, native integration",
         Work::UnitTests,
         &[Purpose::Tests],
+    ),
+    check(
+        "fuzz",
+        "honest nodes stay coherent, and the parser sound, whatever another node says",
+        Work::Fuzz(120),
+        &[],
     ),
     check(
         "doc",

@@ -94,6 +94,7 @@ fn perform(source: &Source, check: &Check, options: &Options) -> Outcome {
     let done = match check.work {
         Work::Cargo(arguments) => cargo(source, arguments),
         Work::UnitTests => unit_tests(source),
+        Work::Fuzz(seconds) => fuzz(source, seconds),
         Work::Own(function) => function(source),
         Work::Scenarios => scenarios(source, &options.scenario),
     };
@@ -103,10 +104,20 @@ fn perform(source: &Source, check: &Check, options: &Options) -> Outcome {
     }
 }
 
-/// Runs cargo in the source tree; its output goes where ours goes.
+/// Cargo in the source tree; its output goes where ours goes.
+fn cargo_command(source: &Source, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(source.root());
+    command
+}
+
 fn cargo(source: &Source, arguments: &[&str]) -> Result<()> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    succeed(Command::new(program).args(arguments).current_dir(source.root()))
+    succeed(&mut cargo_command(source, arguments))
+}
+
+fn fuzz(source: &Source, seconds: u32) -> Result<()> {
+    let arguments = ["test", "--quiet", "--package", "ssi-dsm", "--test", "fuzz", "--", "--nocapture"];
+    succeed(cargo_command(source, &arguments).env("SSI_FUZZ_SECONDS", seconds.to_string()))
 }
 
 fn succeed(command: &mut Command) -> Result<()> {
