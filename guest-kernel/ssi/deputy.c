@@ -46,12 +46,11 @@ static bool over(struct ssi_task *st)
 /* To a thread of this process, which is here, or to the process. */
 static void send_here(pid_t tid, int sig, const kernel_siginfo_t *info)
 {
-	struct task_struct *t = tid ? find_get_task_by_vpid(tid) : get_task_struct(current);
+	struct task_struct *t = tid ? ssi_get_thread(current, tid) : get_task_struct(current);
 
 	if (!t)
 		return;
-	if (same_thread_group(t, current))
-		do_send_sig_info(sig, (void *)info, t, tid ? PIDTYPE_PID : PIDTYPE_TGID);
+	do_send_sig_info(sig, (void *)info, t, tid ? PIDTYPE_PID : PIDTYPE_TGID);
 	put_task_struct(t);
 }
 

@@ -19,6 +19,17 @@
 #include "task.h"
 #include "wire.h"
 
+struct task_struct *ssi_get_thread(struct task_struct *t, pid_t tid)
+{
+	struct task_struct *thread = find_get_task_by_vpid(tid);
+
+	if (thread && !same_thread_group(thread, t)) {
+		put_task_struct(thread);
+		thread = NULL;
+	}
+	return thread;
+}
+
 typedef int (*send_fn)(struct task_struct *t, int sig, struct kernel_siginfo *info, enum pid_type type);
 
 /*
@@ -74,13 +85,8 @@ static ssize_t handle_signal_to(struct ssi_request *req)
 		ssi_task_arrived(st);
 		ssi_task_put(st);
 	}
-	if (s->tid) {
-		thread = find_get_task_by_vpid(s->tid);
-		if (thread && !same_thread_group(thread, t)) {
-			put_task_struct(thread);
-			thread = NULL;
-		}
-	}
+	if (s->tid)
+		thread = ssi_get_thread(t, s->tid);
 	info = s->info;
 	if (s->tid && !thread)		/* it has ended; if the process is here at all, nothing is to be done */
 		err = send_to_runner(t, send_nothing, s->sig, &info, PIDTYPE_PID);
@@ -110,14 +116,13 @@ static int may_kill(const struct ssi_kill *k, struct task_struct *t)
 /* To the thread @tid of the process of @t, if it is here. -ENOENT: it leaves just now. */
 static int send_to_thread_here(struct task_struct *t, pid_t tid, bool moves, struct kernel_siginfo *info, enum pid_type type)
 {
-	struct task_struct *thread = find_get_task_by_vpid(tid);
-	int err = -ESRCH;
+	struct task_struct *thread = ssi_get_thread(t, tid);
+	int err;
 
 	if (!thread)
-		return err;
-	if (same_thread_group(thread, t))
-		err = moves ? send_to_runner(thread, send_unchecked, info->si_signo, info, type) :
-			      do_send_sig_info(info->si_signo, info, thread, type);
+		return -ESRCH;
+	err = moves ? send_to_runner(thread, send_unchecked, info->si_signo, info, type) :
+		      do_send_sig_info(info->si_signo, info, thread, type);
 	put_task_struct(thread);
 	return err;
 }

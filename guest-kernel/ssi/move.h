@@ -121,10 +121,9 @@ extern const struct ssi_resource ssi_res_task, ssi_res_mm, ssi_res_files, ssi_re
 int ssi_check(struct ssi_save *s);
 int ssi_save(struct ssi_save *s);
 void ssi_save_release(struct ssi_save *s, bool moved);	/* after a check that failed, too */
-/* Over those that a thread has of its own; current is one of the others. */
-int ssi_thread_check(struct ssi_save *s);
-int ssi_thread_save(struct ssi_save *s);
-void ssi_thread_release(struct ssi_save *s, bool moved);
+/* Of these, another thread than the main one calls ssi_check(), ssi_save_mine() and ssi_save_release(), for what is its own. */
+int ssi_save_mine(struct ssi_save *s);
+/* What is to be done of a thread's own at the destination. */
 int ssi_thread_counts(struct ssi_restore *r);		/* has it each record as often as it may? By the main thread */
 int ssi_thread_prepare(struct ssi_restore *r);		/* by the main thread */
 void ssi_thread_commit(struct ssi_restore *r);

@@ -43,6 +43,12 @@ static const struct ssi_resource *const resources[] = {
 	&ssi_res_threads,
 };
 
+/* The main thread sees to what is the process's, and to its own; another thread only to what is its own. */
+static bool is_mine(const struct ssi_resource *res)
+{
+	return res->thread || thread_group_leader(current);
+}
+
 /*
  * The last one first: the other threads come here before anything is looked at, and shared memory gets a region only if nothing
  * else stands against the move.
@@ -50,7 +56,7 @@ static const struct ssi_resource *const resources[] = {
 int ssi_check(struct ssi_save *s)
 {
 	for (int i = ARRAY_SIZE(resources); i--;) {
-		int err = resources[i]->check ? resources[i]->check(s) : 0;
+		int err = is_mine(resources[i]) && resources[i]->check ? resources[i]->check(s) : 0;
 
 		if (err)
 			return err;
@@ -82,12 +88,22 @@ static int save_header(struct ssi_save *s)
 	return ssi_write_rec(s->sink, SSI_REC_HEADER, &h, sizeof(h));
 }
 
+int ssi_save_mine(struct ssi_save *s)
+{
+	int err = 0;
+
+	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
+		if (is_mine(resources[i]))
+			err = resources[i]->save(s);
+	return err;
+}
+
 int ssi_save(struct ssi_save *s)
 {
 	int err = save_header(s);
 
-	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
-		err = resources[i]->save(s);
+	if (!err)
+		err = ssi_save_mine(s);
 	if (!err && !s->live)
 		err = ssi_save_pages(s);
 	if (!err)
@@ -99,35 +115,7 @@ int ssi_save(struct ssi_save *s)
 void ssi_save_release(struct ssi_save *s, bool moved)
 {
 	for (int i = ARRAY_SIZE(resources) - 1; i >= 0; i--)
-		if (resources[i]->release)
-			resources[i]->release(s, moved);
-}
-
-int ssi_thread_check(struct ssi_save *s)
-{
-	for (int i = 0; i < ARRAY_SIZE(resources); i++) {
-		int err = resources[i]->thread && resources[i]->check ? resources[i]->check(s) : 0;
-
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-int ssi_thread_save(struct ssi_save *s)
-{
-	int err = 0;
-
-	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
-		if (resources[i]->thread)
-			err = resources[i]->save(s);
-	return err;
-}
-
-void ssi_thread_release(struct ssi_save *s, bool moved)
-{
-	for (int i = ARRAY_SIZE(resources) - 1; i >= 0; i--)
-		if (resources[i]->thread && resources[i]->release)
+		if (is_mine(resources[i]) && resources[i]->release)
 			resources[i]->release(s, moved);
 }
 
@@ -249,14 +237,20 @@ static int check_counts(struct ssi_restore *r, const struct ssi_rec_def *d)
 	return 0;
 }
 
-int ssi_thread_counts(struct ssi_restore *r)
+static int check_all_counts(struct ssi_restore *r, bool thread)
 {
 	int err = 0;
 
 	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
-		for (const struct ssi_rec_def *d = resources[i]->recs; !err && resources[i]->thread && d->type; d++)
-			err = check_counts(r, d);
+		for (const struct ssi_rec_def *d = resources[i]->recs; !err && d->type; d++)
+			if (!thread || resources[i]->thread)
+				err = check_counts(r, d);
 	return err;
+}
+
+int ssi_thread_counts(struct ssi_restore *r)
+{
+	return check_all_counts(r, true);
 }
 
 int ssi_restore_read(struct ssi_restore *r)
@@ -287,11 +281,7 @@ int ssi_restore_read(struct ssi_restore *r)
 		cond_resched();
 	}
 	r->next = hdr;
-	err = check_counts(r, &header_def);
-	for (int i = 0; !err && i < ARRAY_SIZE(resources); i++)
-		for (const struct ssi_rec_def *d = resources[i]->recs; !err && d->type; d++)
-			err = check_counts(r, d);
-	return err ?: ssi_threads_counts(r);
+	return check_counts(r, &header_def) ?: check_all_counts(r, false) ?: ssi_threads_counts(r);
 }
 
 static int prepare_one(struct ssi_restore *r, int i)

@@ -70,6 +70,9 @@ void ssi_task_forget(struct ssi_task *st);	/* the process ends */
 void ssi_task_arrived(struct ssi_task *st);	/* waits while it has been committed to this cell, and is not it yet */
 void ssi_task_each(void (*fn)(struct ssi_task *st, u32 arg), u32 arg);	/* those that there are now */
 
+/* kill.c: the thread @tid of the process of @t, if it is here, with a reference; else NULL. */
+struct task_struct *ssi_get_thread(struct task_struct *t, pid_t tid);
+
 u32 ssi_home_of_pid(pid_t pid);
 u32 ssi_home_of(struct task_struct *t);
 u32 ssi_moves_of(struct task_struct *t);

@@ -14,8 +14,6 @@
 
 #include <linux/kernel.h>
 #include <linux/list.h>
-#include <linux/ptrace.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
@@ -23,10 +21,8 @@
 #include <linux/task_work.h>
 #include <linux/wait.h>
 
-#include "migrate.h"
 #include "move.h"
 #include "pid.h"
-#include "task.h"
 
 #define GATHER_TIMEOUT	(30 * HZ)
 #define LOOK_AGAIN	(HZ / 10)	/* a thread that has been stopped by a signal tells nobody */
@@ -109,10 +105,10 @@ static int carry_out(struct follower *f, enum order order)
 	int err;
 
 	if (order == CHECK)
-		return ssi_thread_check(&f->save);
+		return ssi_check(&f->save);
 	ssi_pid_keep(rec.tid, task_tgid_nr(current));
 	err = ssi_write_rec(f->save.sink, SSI_REC_THREAD, &rec, sizeof(rec));
-	return err ?: ssi_thread_save(&f->save);
+	return err ?: ssi_save_mine(&f->save);
 }
 
 /* Until the move has been decided; does not return if the process has left. -EINTR: killed. */
@@ -129,7 +125,7 @@ static int follow(struct follower *f)
 		smp_store_release(&f->order, NONE);
 		wake_up_all(&events);
 	}
-	ssi_thread_release(&f->save, READ_ONCE(g->left));
+	ssi_save_release(&f->save, READ_ONCE(g->left));
 	set_state(f, GONE);
 	if (READ_ONCE(g->left)) {
 		ssi_threads_put(g);
